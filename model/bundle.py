@@ -1,0 +1,249 @@
+"""The model as files: manifest, atomic write, verified load. No pickle, no torch.
+
+A bundle is one directory. `manifest.json` names every other file with its SHA-256; loading
+checks the schema number, then the hashes, and refuses anything else. A bundle is complete or
+absent: it is written beside its destination and renamed into place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.numpy import load_file, save_file
+
+from model.decision import Calibration, Task, Thresholds
+from model.errors import BundleError
+from model.images import InputSpec
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+NETWORK = "network.safetensors"
+ONNX = "network.onnx"
+OPENVINO = "network.xml"
+OUTLIER = "outlier.safetensors"
+REFERENCE = "reference.parquet"
+REPORT = "report.html"
+REQUIRED_FILES = (NETWORK, ONNX, OPENVINO, "network.bin", OUTLIER, REFERENCE, REPORT)
+
+_MANIFEST_LIMIT_BYTES = 16 * 2**20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Metric(_Strict):
+    """One measured figure with its 95 % confidence interval; None where it is not defined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class EngineGate(_Strict):
+    """What one engine was seen to do on the validation split, against torch in float32.
+
+    `flagged_share` is the realised share of validation images flagged as out of domain.
+    """
+
+    precision: str
+    label_agreement: float
+    largest_probability_difference: float
+    accuracy: float
+    flagged_share: float
+    passed: bool
+
+
+class OutlierSummary(_Strict):
+    """What the outlier flag of this model can promise, and how well it was seen to work.
+
+    `smallest_alpha` is 1 / (n + 1) for n calibration images: below it nothing is ever flagged.
+    `self_check` holds the AUROC per kind of made foreign images.
+    """
+
+    alpha: float = Field(gt=0, lt=1)
+    calibration_images: int
+    smallest_alpha: float
+    self_check: dict[str, float]
+    self_check_passed: bool
+    statement: str
+
+
+class DataSummary(_Strict):
+    """Where the training images came from; `fingerprint` changes when any of them does."""
+
+    source: str
+    fingerprint: str
+    images: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
+class Manifest(_Strict):
+    """Everything about a model version that is not an array."""
+
+    schema_number: int = SCHEMA
+    name: str
+    version: str
+    created: datetime
+    task: Task
+    none_allowed: bool
+    classes: tuple[str, ...] = Field(min_length=2)
+    architecture: str
+    embedding_size: int
+    input: InputSpec
+    calibration: Calibration
+    thresholds: Thresholds
+    threshold_evidence: dict[str, Any] = Field(default_factory=dict)
+    outlier: OutlierSummary
+    engines: dict[str, EngineGate]
+    metrics: dict[str, Metric]
+    data: DataSummary
+    training: dict[str, Any]
+    libraries: dict[str, str]
+    files: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def tag(self) -> str:
+        """The BentoML tag, `name:version`."""
+        return f"{self.name}:{self.version}"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    directory: Path
+    manifest: Manifest
+    manifest_sha256: str
+
+    def path(self, name: str) -> Path:
+        """The path of one of the bundle's files."""
+        return self.directory / name
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """The arrays of one safetensors file of the bundle."""
+        return dict(load_file(self.path(name)))
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[Path]:
+    """Give an empty directory to fill; rename it to `directory` when the block ends well.
+
+    Whatever goes wrong, a full disk included, `directory` is then absent and the partial files
+    are removed. Raises `BundleError` when `directory` exists.
+    """
+    if directory.exists():
+        raise BundleError(f"{directory} exists already; a bundle is never overwritten")
+    partial = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _flush_to_disk(partial)
+        partial.rename(directory)
+    except OSError as error:
+        raise BundleError(f"the bundle {directory} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def seal(directory: Path, manifest: Manifest) -> Manifest:
+    """Write `manifest.json` over the files now in `directory`; return it with their hashes.
+
+    Raises `BundleError` when a file that every bundle needs is missing.
+    """
+    missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
+    if missing:
+        raise BundleError(f"the bundle {manifest.tag} lacks {', '.join(missing)}")
+    hashes = {
+        path.relative_to(directory).as_posix(): file_sha256(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    sealed = manifest.model_copy(update={"files": hashes})
+    (directory / MANIFEST).write_text(sealed.model_dump_json(indent=1) + "\n")
+    return sealed
+
+
+def load(directory: Path) -> Bundle:
+    """Verify the bundle in `directory` and return it.
+
+    Raises `BundleError` that names the file and the reason.
+    """
+    path = directory / MANIFEST
+    try:
+        if path.stat().st_size > _MANIFEST_LIMIT_BYTES:
+            raise BundleError(f"{path} is larger than {_MANIFEST_LIMIT_BYTES} bytes")
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{directory} is no model bundle: {error}") from error
+    manifest = _parse_manifest(data, path)
+    _verify_files(directory, manifest)
+    return Bundle(directory, manifest, hashlib.sha256(data).hexdigest())
+
+
+def _parse_manifest(data: bytes, path: Path) -> Manifest:
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON: {error}") from error
+    schema = content.get("schema_number") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema!r}; this Plumbline reads schema {SCHEMA}."
+            " A newer schema needs a newer Plumbline"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{path}: {where}: {first['msg']}") from error
+
+
+def _verify_files(directory: Path, manifest: Manifest) -> None:
+    unlisted = set(REQUIRED_FILES) - set(manifest.files)
+    if unlisted:
+        raise BundleError(f"{directory / MANIFEST} does not list {', '.join(sorted(unlisted))}")
+    for name, expected in manifest.files.items():
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise BundleError(f"{directory / MANIFEST} names {name!r}, outside the bundle")
+        path = directory / name
+        if not path.is_file() or path.is_symlink():
+            raise BundleError(f"{path} is missing from the bundle {manifest.tag}")
+        if file_sha256(path) != expected:
+            raise BundleError(
+                f"{path} is corrupt: its SHA-256 is not the one in the manifest."
+                " Restore the file, or train again"
+            )
+
+
+def save_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write arrays as safetensors, made contiguous first."""
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as lower-case hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_to_disk(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,99 @@
+"""Logits -> calibrated probabilities -> labels (possibly none). numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Task = Literal["single", "multi"]
+FloatArray = NDArray[np.float32]
+
+
+class Calibration(BaseModel):
+    """How logits become probabilities.
+
+    `temperature`: softmax(logits / temperature), for single-label models (Guo et al. 2017).
+    `platt`: sigmoid(slope * logit + intercept) per class, for multi-label models (Platt 1999).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["temperature", "platt"]
+    temperature: float = Field(default=1.0, gt=0)
+    slopes: tuple[float, ...] = ()
+    intercepts: tuple[float, ...] = ()
+
+
+class Thresholds(BaseModel):
+    """Which probabilities become labels.
+
+    `value` is the one global threshold; None stands for a single-label model that always names
+    its most probable class. `per_class` overrides it for the classes it names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    objective: str
+    value: float | None = Field(default=None, ge=0, le=1)
+    per_class: dict[str, float] = Field(default_factory=dict)
+
+    def as_array(self, classes: Sequence[str]) -> FloatArray:
+        """Thresholds in class order, float32 of shape C; zeros where there is no threshold."""
+        default = 0.0 if self.value is None else self.value
+        return np.array([self.per_class.get(name, default) for name in classes], np.float32)
+
+
+def probabilities(logits: FloatArray, calibration: Calibration, task: Task) -> FloatArray:
+    """Calibrated probabilities, float32 of shape N x C, from logits of shape N x C.
+
+    >>> uncalibrated = Calibration(method="temperature", temperature=1.0)
+    >>> probabilities(np.zeros((1, 4), np.float32), uncalibrated, "single").tolist()
+    [[0.25, 0.25, 0.25, 0.25]]
+    """
+    if task == "single":
+        return softmax(logits / np.float32(calibration.temperature))
+    slopes = np.asarray(calibration.slopes, np.float32)
+    intercepts = np.asarray(calibration.intercepts, np.float32)
+    return sigmoid(logits * slopes + intercepts)
+
+
+def decide(
+    probabilities: FloatArray, thresholds: Thresholds, classes: Sequence[str], task: Task
+) -> list[list[str]]:
+    """Labels per row; an empty list means that none of the classes applies.
+
+    >>> by_half = Thresholds(objective="macro_f1", value=0.5)
+    >>> decide(np.array([[0.9, 0.6], [0.2, 0.1]], np.float32), by_half, ["cat", "dog"], "multi")
+    [['cat', 'dog'], []]
+    """
+    accepted = probabilities >= thresholds.as_array(classes)
+    if task == "multi":
+        return [[classes[index] for index in np.flatnonzero(row)] for row in accepted]
+    best = probabilities.argmax(axis=1)
+    return [[classes[index]] if accepted[row, index] else [] for row, index in enumerate(best)]
+
+
+def confidence(probabilities: FloatArray, task: Task) -> FloatArray:
+    """How sure the model is, per row, float32 of shape N.
+
+    Single-label: the largest probability. Multi-label: the smallest over classes of
+    max(p, 1 - p), since a row is right only when every class is.
+    """
+    if task == "single":
+        return probabilities.max(axis=1)
+    return np.maximum(probabilities, 1 - probabilities).min(axis=1)
+
+
+def softmax(logits: FloatArray) -> FloatArray:
+    """Softmax over the last axis, shifted by the maximum so that it never overflows."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Logistic function; written by tanh, which never overflows."""
+    return (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)

@@ -1,0 +1,52 @@
+"""torch: CUDA when there is one, else the CPU."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from model.bundle import NETWORK, Bundle
+from model.engines import EngineName, Outputs
+from model.errors import EngineError
+from model.network import create_network
+
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+class TorchEngine:
+    """The network itself, in evaluation mode, without gradients."""
+
+    name: EngineName = "torch"
+
+    def __init__(self, bundle: Bundle, *, threads: int, precision: str) -> None:
+        if precision not in _DTYPES:
+            raise EngineError(
+                f"the torch engine has no precision {precision!r}; valid: {', '.join(_DTYPES)}"
+            )
+        self.precision = precision
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._device.type == "cpu":
+            torch.set_num_threads(threads)
+        manifest = bundle.manifest
+        network = create_network(manifest.architecture, len(manifest.classes), manifest.input)
+        try:
+            network.load_state_dict(load_file(bundle.path(NETWORK)))
+        except RuntimeError as error:
+            raise EngineError(f"{bundle.path(NETWORK)} does not fit: {error}") from error
+        self._network = network.eval().to(self._device)
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """See `Engine.run`."""
+        dtype = _DTYPES[self.precision]
+        autocast = (
+            torch.autocast(self._device.type, dtype)
+            if dtype is not torch.float32
+            else nullcontext()
+        )
+        with torch.inference_mode(), autocast:
+            logits, embedding = self._network(torch.from_numpy(images).to(self._device))
+        return Outputs(logits.float().cpu().numpy(), embedding.float().cpu().numpy())

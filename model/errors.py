@@ -1,0 +1,54 @@
+"""Every error a user can meet, in one tree.
+
+    PlumblineError
+    ├── SettingsError         a setting, option or configuration file is wrong
+    ├── DataError             training data cannot be used as given
+    ├── ImageError            one image is refused; carries the code of the HTTP contract
+    ├── BundleError           a model bundle is incomplete, corrupt or of another schema
+    ├── StoreError            a model version or stage does not exist or may not change so
+    └── EngineError           an engine is missing or cannot run this model
+
+A message says what is wrong, what was given, what is valid, and how to mend it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ImageErrorCode = Literal["empty", "too_large", "unsupported_type", "undecodable"]
+
+
+class PlumblineError(Exception):
+    """Base of every error that is the user's to mend; the command line exits with 2."""
+
+
+class SettingsError(PlumblineError):
+    """A setting, command-line option or configuration file is wrong."""
+
+
+class DataError(PlumblineError):
+    """Training or evaluation data cannot be used as given."""
+
+
+class ImageError(PlumblineError):
+    """One image is refused.
+
+    `code` is one of the error codes of the HTTP contract, so that the service and the training
+    name the same fault alike.
+    """
+
+    def __init__(self, code: ImageErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code: ImageErrorCode = code
+
+
+class BundleError(PlumblineError):
+    """A model bundle is incomplete, corrupt, exchanged or of another schema."""
+
+
+class StoreError(PlumblineError):
+    """A model version or stage does not exist, or may not be changed in this way."""
+
+
+class EngineError(PlumblineError):
+    """An inference engine is missing, or cannot run this model."""

@@ -1,0 +1,169 @@
+"""The state database: stages, feedback, audit. SQLAlchemy; SQLite by default.
+
+The schema is versioned: `open_state` brings an older database up to date and refuses a newer
+one.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Connection,
+    DateTime,
+    Engine,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from model.errors import StoreError
+
+STAGES = ("registered", "shadow", "canary", "champion", "retired")
+HEAD_REVISION = "0001"
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+metadata = MetaData()
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("name", String(63), nullable=False),
+    Column("version", String(63), nullable=False),
+    Column("stage", String(16), nullable=False),
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("registered_at", DateTime(timezone=True), nullable=False),
+    Column("stage_since", DateTime(timezone=True), nullable=False),
+    PrimaryKeyConstraint("name", "version"),
+    CheckConstraint(f"stage in {STAGES!r}", name="stage_is_known"),
+)
+# One champion for a model name, whatever two operators do at the same moment.
+Index(
+    "one_champion",
+    versions.c.name,
+    unique=True,
+    sqlite_where=versions.c.stage == "champion",
+    postgresql_where=versions.c.stage == "champion",
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("prediction_id", String(36), nullable=False),
+    Column("client", String(128), nullable=False),
+    Column("labels", Text, nullable=False),  # a JSON list of class names
+    Column("model", String(127), nullable=False),
+    Column("received_at", DateTime(timezone=True), nullable=False),
+    UniqueConstraint("prediction_id", "client", name="one_per_client"),
+    Index("feedback_received_at", "received_at"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("time", DateTime(timezone=True), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("subject", String(127), nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+
+def open_state(url: str) -> Engine:
+    """Open the state database, creating or upgrading its schema where needed.
+
+    Raises `StoreError` when it cannot be reached or was written by a newer Plumbline.
+    """
+    try:
+        engine = create_engine(url)
+        if engine.dialect.name == "sqlite":
+            _prepare_sqlite(engine)
+        if _revision(engine) != HEAD_REVISION:
+            _upgrade(engine)
+    except (ArgumentError, SQLAlchemyError, OSError, ImportError) as error:
+        raise StoreError(
+            f"the state database {engine_name(url)} cannot be opened: {error};"
+            " check PLUMBLINE_STATE_URL"
+        ) from error
+    return engine
+
+
+def engine_name(url: str) -> str:
+    """A database URL without its password, for messages."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def record(connection: Connection, action: str, subject: str, detail: str = "") -> None:
+    """Append a line to the audit, in the caller's transaction."""
+    connection.execute(
+        audit.insert().values(time=datetime.now(UTC), action=action, subject=subject, detail=detail)
+    )
+
+
+def write_transaction(state: Engine) -> AbstractContextManager[Connection]:
+    """Begin a transaction that writes; on SQLite it takes the write lock at once and waits."""
+    return state.execution_options(writes=True).begin()
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    if engine.url.database:
+        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: object, _: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()  # type: ignore[attr-defined]
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA busy_timeout=10000")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _take_the_write_lock_at_once(connection: Connection) -> None:
+        # A transaction that reads first and writes later would fail instead of waiting.
+        if connection.get_execution_options().get("writes"):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _revision(engine: Engine) -> str | None:
+    if not inspect(engine).has_table("alembic_version"):
+        return None
+    with engine.connect() as connection:
+        return connection.scalar(select(text("version_num")).select_from(text("alembic_version")))
+
+
+def _upgrade(engine: Engine) -> None:
+    # Imported here: the service needs no migration tool when the schema is up to date.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    found = _revision(engine)
+    if found is not None and found not in known:
+        raise StoreError(
+            f"the state database {engine.url.render_as_string()} has schema {found};"
+            f" this Plumbline knows up to {HEAD_REVISION}. Use a newer Plumbline"
+        )
+    with engine.connect() as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

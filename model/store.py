@@ -1,0 +1,249 @@
+"""Model versions (the BentoML model store on disk) and their stages (the state database)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, select
+
+from model import bundle as bundles
+from model.bundle import Bundle, Manifest
+from model.errors import BundleError, StoreError
+from model.settings import ModelSettings
+from model.state import open_state, record, versions, write_transaction
+
+_NAME = re.compile(r"[a-z0-9]([-._a-z0-9]{0,60}[a-z0-9])?")
+_VERSION = re.compile(r"\d{8}-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One row of the versions table."""
+
+    name: str
+    version: str
+    stage: str
+    manifest_sha256: str
+    registered_at: datetime
+    stage_since: datetime
+
+    @property
+    def tag(self) -> str:
+        """The BentoML tag, `name:version`."""
+        return f"{self.name}:{self.version}"
+
+
+class ModelStore:
+    """The versions of every model under one home folder.
+
+    Each bundle lies where BentoML's own model store keeps it, so `bentoml models list`, `export`
+    and `import` work on it with `BENTOML_HOME` set to `bentoml_home`.
+    """
+
+    def __init__(self, settings: ModelSettings, state: Engine | None = None) -> None:
+        self.home = settings.home.absolute()
+        self.bentoml_home = self.home / "bentoml"
+        self.state = state if state is not None else open_state(settings.state_database)
+
+    # Writing
+
+    @contextmanager
+    def registering(self, name: str) -> Iterator[tuple[str, Path, Callable[[Manifest], Bundle]]]:
+        """Make a new version: gives its version, a directory to fill, and a function to seal it.
+
+        When the block ends well the version stands in the store with stage `registered`;
+        otherwise nothing of it is left.
+        """
+        check_name(name)
+        version = f"{datetime.now(UTC):%Y%m%d}-{uuid.uuid4().hex[:8]}"
+        directory = self._directory(name, version)
+        with bundles.writing(directory) as partial:
+
+            def seal(manifest: Manifest) -> Bundle:
+                sealed = bundles.seal(partial, manifest)
+                _write_bentoml_description(partial, sealed)
+                return bundles.load(partial)
+
+            yield version, partial, seal
+            if not (partial / bundles.MANIFEST).is_file():
+                raise BundleError(f"{name}:{version} was never sealed; nothing is registered")
+        self._insert(name, version, directory)
+        # BentoML reads the newest version of a name from this file.
+        (directory.parent / "latest").write_text(version)
+
+    def _insert(self, name: str, version: str, directory: Path) -> None:
+        now = datetime.now(UTC)
+        try:
+            with self._writing() as connection:
+                connection.execute(
+                    versions.insert().values(
+                        name=name,
+                        version=version,
+                        stage="registered",
+                        manifest_sha256=bundles.file_sha256(directory / bundles.MANIFEST),
+                        registered_at=now,
+                        stage_since=now,
+                    )
+                )
+                record(connection, "register", f"{name}:{version}")
+        except BaseException:
+            shutil.rmtree(directory)
+            raise
+
+    def promote(self, reference: str) -> Version:
+        """Make a version the champion of its name; the champion before it is retired.
+
+        The bundle is verified first. Raises `StoreError` or `BundleError`.
+        """
+        version = self.find(reference)
+        self.load(version)
+        with self._writing() as connection:
+            before = _champion(connection, version.name)
+            if before is not None and before.version == version.version:
+                return before
+            if before is not None:
+                _set_stage(connection, before, "retired")
+            _set_stage(connection, version, "champion")
+            record(
+                connection, "promote", version.tag, f"before: {before.tag if before else 'none'}"
+            )
+        return self.find(version.tag)
+
+    def rollback(self, name: str | None = None) -> Version:
+        """Make the champion before the present one champion again."""
+        present = self.champion(name)
+        with self.state.connect() as connection:
+            rows = connection.execute(
+                select(versions)
+                .where(versions.c.name == present.name, versions.c.stage == "retired")
+                .order_by(versions.c.stage_since.desc())
+                .limit(1)
+            )
+            row = rows.first()
+        if row is None:
+            raise StoreError(
+                f"{present.tag} has no champion before it; nothing to roll back to."
+                " Promote a version by name: plumbline promote VERSION"
+            )
+        return self.promote(Version(**row._mapping).tag)
+
+    # Reading
+
+    def versions(self, name: str | None = None) -> list[Version]:
+        """Every version, newest first; of one model where a name is given."""
+        query = select(versions).order_by(versions.c.registered_at.desc())
+        if name is not None:
+            query = query.where(versions.c.name == name)
+        with self.state.connect() as connection:
+            return [Version(**row._mapping) for row in connection.execute(query)]
+
+    def find(self, reference: str) -> Version:
+        """Find `name:YYYYMMDD-8hex`, `name:champion` or `name:latest`.
+
+        Raises `StoreError` that lists what there is.
+        """
+        name, _, which = reference.partition(":")
+        check_name(name)
+        if which == "champion":
+            return self.champion(name)
+        known = self.versions(name)
+        if which == "latest" and known:
+            return known[0]
+        for version in known:
+            if version.version == which:
+                return version
+        there = ", ".join(version.tag for version in known[:5]) or "no version of that name"
+        raise StoreError(
+            f"there is no model version {reference!r}; valid: name:YYYYMMDD-8hex,"
+            f" name:champion, name:latest. In the store: {there}"
+        )
+
+    def champion(self, name: str | None = None) -> Version:
+        """The champion of a model name; with no name, the only champion there is."""
+        query = select(versions).where(versions.c.stage == "champion")
+        if name is not None:
+            query = query.where(versions.c.name == name)
+        with self.state.connect() as connection:
+            found = [Version(**row._mapping) for row in connection.execute(query)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(sorted(version.name for version in found))
+            raise StoreError(f"several models have a champion ({names}); set PLUMBLINE_MODEL")
+        raise StoreError(
+            f"there is no champion{f' of {name!r}' if name else ''};"
+            " train one (plumbline train ... --promote) or promote a version"
+            " (plumbline promote VERSION)"
+        )
+
+    def load(self, version: Version) -> Bundle:
+        """Load and verify the bundle of a version.
+
+        The digest of the manifest in the state database shows whether the bundle was exchanged
+        for another; the hashes in the manifest show corruption. Raises `BundleError`.
+        """
+        bundle = bundles.load(self._directory(version.name, version.version))
+        if bundle.manifest_sha256 != version.manifest_sha256:
+            raise BundleError(
+                f"{bundle.path(bundles.MANIFEST)} is not the manifest that was registered for"
+                f" {version.tag}; restore it, or train again"
+            )
+        return bundle
+
+    def _directory(self, name: str, version: str) -> Path:
+        if not _VERSION.fullmatch(version):
+            raise StoreError(f"{version!r} is no version; valid: YYYYMMDD-8hex")
+        return self.bentoml_home / "models" / name / version
+
+    def _writing(self) -> AbstractContextManager[Connection]:
+        return write_transaction(self.state)
+
+
+def check_name(name: str) -> None:
+    """Raise `StoreError` unless `name` can be the name of a model."""
+    if not _NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r} is no model name; valid: 1 to 62 of a-z, 0-9, '-', '.', '_', beginning and"
+            " ending with a letter or digit"
+        )
+
+
+def _champion(connection: Connection, name: str) -> Version | None:
+    row = connection.execute(
+        select(versions).where(versions.c.name == name, versions.c.stage == "champion")
+    ).first()
+    return None if row is None else Version(**row._mapping)
+
+
+def _set_stage(connection: Connection, version: Version, stage: str) -> None:
+    connection.execute(
+        versions.update()
+        .where(versions.c.name == version.name, versions.c.version == version.version)
+        .values(stage=stage, stage_since=datetime.now(UTC))
+    )
+
+
+def _write_bentoml_description(directory: Path, manifest: Manifest) -> None:
+    from bentoml._internal.models.model import ModelContext, ModelInfo, ModelOptions
+    from bentoml._internal.tag import Tag
+
+    info = ModelInfo(
+        tag=Tag.from_str(manifest.tag),
+        module="model.bundle",
+        api_version="v1",
+        signatures={},
+        labels={"task": manifest.task, "architecture": manifest.architecture},
+        options=ModelOptions(),
+        metadata={},
+        context=ModelContext(framework_name="plumbline", framework_versions={}),
+        creation_time=manifest.created,
+    )
+    with (directory / "model.yaml").open("w", encoding="utf-8") as file:
+        info.dump(file)

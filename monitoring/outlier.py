@@ -1,0 +1,179 @@
+"""How foreign one image is to a model: KNN + ViM score and conformal p-value. numpy only.
+
+The score is the sum of two robust z-scores, higher for more foreign images:
+
+- KNN: cosine distance of the embedding to its k-th nearest neighbour in a bank of embeddings of
+  the fit split (Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors").
+- ViM: length of the embedding outside the principal subspace, scaled to logits, less their
+  log-sum-exp (Wang et al. 2022, "ViM: Out-Of-Distribution with Virtual-logit Matching").
+
+The p-value is conformal: for an image that is exchangeable with the calibration split, the
+chance of p <= alpha is at most alpha, whatever the score is worth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+NEIGHBOURS = 10
+BANK_LIMIT = 5_000
+KNN_DIMENSIONS = 256
+RECORD_COMPONENTS = 32
+_TO_DEVIATION = 1.4826  # median absolute deviation of a normal distribution to its deviation
+
+
+@dataclass(frozen=True)
+class OutlierModel:
+    """A fitted score. All arrays are float32; D is the embedding size, B the bank size.
+
+    `center` (D) and `basis` (D x K, orthonormal, by falling variance) span the principal
+    subspace; `bank` (K x B) holds unit embeddings in its coordinates, transposed for the matrix
+    product; `vim_dimensions` of the K count as principal for ViM. `location` and `scale` (2) are
+    median and robust deviation of the two parts. `calibration` holds the sorted scores of the
+    calibration split; it is empty until `calibrated` is called.
+    """
+
+    center: FloatArray
+    basis: FloatArray
+    bank: FloatArray
+    vim_dimensions: NDArray[np.int64]
+    vim_scale: FloatArray
+    location: FloatArray
+    scale: FloatArray
+    calibration: FloatArray
+
+    @classmethod
+    def fit(
+        cls,
+        embedding: FloatArray,
+        logits: FloatArray,
+        *,
+        seed: int = 0,
+        bank_limit: int = BANK_LIMIT,
+    ) -> Self:
+        """Fit on embeddings (N x D) and logits (N x C) of the fit split.
+
+        The bank is a random sample; location and scale come from the rows outside the bank, or
+        where there are too few from the bank itself with each row's own entry left out.
+        Raises ValueError for fewer than 2 * NEIGHBOURS rows.
+        """
+        if len(embedding) < 2 * NEIGHBOURS:
+            raise ValueError(
+                f"the outlier score needs at least {2 * NEIGHBOURS} fit images,"
+                f" {len(embedding)} were given"
+            )
+        order = np.random.default_rng(seed).permutation(len(embedding))
+        in_bank, outside = order[:bank_limit], order[bank_limit : 2 * bank_limit]
+        center = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
+        basis, vim_dimensions = _principal_subspace(embedding - center)
+        bank, residual = _coordinates(embedding[in_bank], center, basis, vim_dimensions)[1:]
+        vim_scale = logits.max(axis=1).mean() / max(float(residual.mean()), 1e-6)
+        unscaled = cls(
+            center=center,
+            basis=basis,
+            bank=np.ascontiguousarray(bank.T),
+            vim_dimensions=np.array([vim_dimensions], np.int64),
+            vim_scale=np.array([abs(vim_scale)], np.float32),
+            location=np.zeros(2, np.float32),
+            scale=np.ones(2, np.float32),
+            calibration=np.zeros(0, np.float32),
+        )
+        scaled_on, own = (outside, 0) if len(outside) >= 200 else (in_bank, 1)
+        parts = unscaled._parts(embedding[scaled_on], logits[scaled_on], skip=own)[0]
+        location, scale = _robust_scale(parts)
+        return cls(**{**unscaled._arrays(), "location": location, "scale": scale})
+
+    def calibrated(self, scores: FloatArray) -> Self:
+        """The same model with the scores of the calibration split, in any order."""
+        arrays = {**self._arrays(), "calibration": np.sort(scores.astype(np.float32))}
+        return type(self)(**arrays)
+
+    def score(self, embedding: FloatArray, logits: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Score a batch: scores (N), higher for more foreign, and principal components (N x P).
+
+        P is RECORD_COMPONENTS or less; the components go into the prediction record.
+        """
+        parts, components = self._parts(embedding, logits)
+        scores = ((parts - self.location) / self.scale).sum(axis=1)
+        return scores.astype(np.float32), components[:, :RECORD_COMPONENTS]
+
+    def p_value(self, scores: FloatArray) -> FloatArray:
+        """Conformal p-values (N): (1 + number of calibration scores >= score) / (n + 1)."""
+        count = len(self.calibration)
+        if count == 0:
+            raise ValueError("the outlier model has no calibration scores; call calibrated() first")
+        at_least = count - np.searchsorted(self.calibration, scores, side="left")
+        return ((1 + at_least) / (count + 1)).astype(np.float32)
+
+    @property
+    def smallest_alpha(self) -> float:
+        """The smallest rate at which anything can be flagged: 1 / (n + 1)."""
+        return 1 / (len(self.calibration) + 1)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays, for safetensors."""
+        return self._arrays()
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
+        """Back from `to_arrays`; other keys are ignored."""
+        return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def _parts(
+        self, embedding: FloatArray, logits: FloatArray, skip: int = 0
+    ) -> tuple[FloatArray, FloatArray]:
+        """KNN distance and ViM score (N x 2), and principal components (N x K)."""
+        components, unit, residual = _coordinates(
+            embedding, self.center, self.basis, int(self.vim_dimensions[0])
+        )
+        similarity = unit @ self.bank  # N x B
+        nearest = min(NEIGHBOURS + skip, similarity.shape[1])
+        kth = np.partition(similarity, -nearest, axis=1)[:, -nearest]
+        vim = self.vim_scale[0] * residual - _log_sum_exp(logits)
+        return np.stack([1 - kth, vim], axis=1), components
+
+
+def _principal_subspace(centred: FloatArray) -> tuple[FloatArray, int]:
+    """Basis (D x K) by falling variance, and how many of the K are principal for ViM."""
+    rows, size = centred.shape
+    covariance = (centred.T @ centred).astype(np.float64) / rows
+    _, vectors = np.linalg.eigh(covariance)
+    # With fewer rows than dimensions the basis must not span every row, or no residual is left.
+    dimensions = min(KNN_DIMENSIONS, size, max(2, rows // 2))
+    basis = vectors[:, ::-1][:, :dimensions].astype(np.float32)
+    return np.ascontiguousarray(basis), min(dimensions, max(1, size // 2))
+
+
+def _coordinates(
+    embedding: FloatArray, center: FloatArray, basis: FloatArray, vim_dimensions: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Principal components (N x K), those of the unit embedding (N x K), residual length (N)."""
+    centred = embedding - center
+    components = centred @ basis
+    squared = np.einsum("nd,nd->n", centred, centred)
+    length = np.sqrt(np.maximum(squared, 1e-12))
+    principal = components[:, :vim_dimensions]
+    inside = np.einsum("nk,nk->n", principal, principal)
+    residual = np.sqrt(np.maximum(squared - inside, 0))
+    return components, components / length[:, None], residual
+
+
+def _robust_scale(parts: FloatArray) -> tuple[FloatArray, FloatArray]:
+    location = np.median(parts, axis=0)
+    deviation = _TO_DEVIATION * np.median(np.abs(parts - location), axis=0)
+    return location.astype(np.float32), np.maximum(deviation, 1e-6).astype(np.float32)
+
+
+def _log_sum_exp(logits: FloatArray) -> FloatArray:
+    largest = logits.max(axis=1)
+    total = np.exp(logits - largest[:, None]).sum(axis=1)
+    return np.asarray(largest + np.log(total), np.float32)

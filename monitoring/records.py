@@ -1,0 +1,212 @@
+"""The prediction record: its schema, a Parquet sink that never blocks, and a reader."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from monitoring.outlier import RECORD_COMPONENTS
+
+log = logging.getLogger("plumbline.records")
+
+SCHEMA_VERSION = b"1"
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("model", pa.string()),  # name:version
+        ("stage", pa.string()),
+        ("client", pa.string()),
+        ("image_sha256", pa.string()),
+        ("perceptual_hash", pa.uint64()),
+        ("bytes", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("brightness", pa.float32()),
+        ("contrast", pa.float32()),
+        ("sharpness", pa.float32()),
+        ("aspect", pa.float32()),  # width / height
+        ("logits", pa.list_(pa.float32())),
+        ("labels", pa.list_(pa.string())),
+        ("confidence", pa.float32()),
+        ("outlier_score", pa.float32()),
+        ("p_value", pa.float32()),
+        ("flagged", pa.bool_()),
+        ("components", pa.list_(pa.float16(), RECORD_COMPONENTS)),
+        ("decode_seconds", pa.float32()),
+        ("queue_seconds", pa.float32()),
+        ("compute_seconds", pa.float32()),
+    ],
+    metadata={b"plumbline_schema": SCHEMA_VERSION},
+)
+
+
+@dataclass(slots=True)
+class Record:
+    """One prediction, as it is written; field by field as in `SCHEMA`."""
+
+    id: str
+    time: datetime
+    model: str
+    stage: str
+    client: str
+    image_sha256: str
+    perceptual_hash: int
+    bytes: int
+    width: int
+    height: int
+    format: str
+    brightness: float
+    contrast: float
+    sharpness: float
+    logits: NDArray[np.float32]
+    labels: list[str]
+    confidence: float
+    outlier_score: float
+    p_value: float
+    flagged: bool
+    components: NDArray[np.float32]
+    decode_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    aspect: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.aspect = self.width / self.height
+
+
+def to_table(records: Sequence[Record]) -> pa.Table:
+    """Records as an Arrow table of `SCHEMA`."""
+    columns: dict[str, Any] = {
+        name: [getattr(record, name) for record in records]
+        for name in SCHEMA.names
+        if name not in ("logits", "components")
+    }
+    # The two wide columns go over as flat numpy buffers, not value by value.
+    lengths = [len(record.logits) for record in records]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    logits = np.concatenate([record.logits for record in records]).astype(np.float32)
+    components = np.zeros((len(records), RECORD_COMPONENTS), np.float16)
+    for row, record in enumerate(records):
+        components[row, : len(record.components)] = record.components
+    columns["logits"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(logits))
+    columns["components"] = pa.FixedSizeListArray.from_arrays(
+        pa.array(components.ravel()), RECORD_COMPONENTS
+    )
+    return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
+
+
+class RecordSink:
+    """Writes records to Parquet files from its own thread.
+
+    `offer` never waits and never raises: when the queue is full, or the files cannot be written,
+    the records are dropped and counted in `dropped`. Files appear whole, under a name that ends
+    in `.parquet`, in one folder per day (UTC). A process that is killed loses what waited in
+    memory, at most `flush_seconds` of records.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        queue_rows: int = 10_000,
+        flush_seconds: float = 2.0,
+        file_rows: int = 5_000,
+    ) -> None:
+        self._files, self._root = fsspec.core.url_to_fs(url)
+        self._queue: queue.Queue[Record] = queue.Queue(queue_rows)
+        self._flush_seconds = flush_seconds
+        self._file_rows = file_rows
+        self._stopping = threading.Event()
+        self.dropped = 0
+        self.written = 0
+        self._thread = threading.Thread(target=self._run, name="record-sink", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Records in the queue."""
+        return self._queue.qsize()
+
+    def offer(self, record: Record) -> None:
+        """Take a record to be written, or drop and count it when the queue is full."""
+        try:
+            self._queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Write what is waiting and stop; returns when all is on disk or was dropped."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not (self._stopping.is_set() and self._queue.empty()):
+            records = self._collect()
+            if records:
+                self._write(records)
+
+    def _collect(self) -> list[Record]:
+        deadline = time.monotonic() + self._flush_seconds
+        records: list[Record] = []
+        while len(records) < self._file_rows:
+            patience = 0.0 if self._stopping.is_set() else deadline - time.monotonic()
+            try:
+                # Short waits, so that `close` is noticed; it costs nothing when there is traffic.
+                records.append(self._queue.get(timeout=max(0.0, min(patience, 0.25))))
+            except queue.Empty:
+                if patience <= 0.25:
+                    break
+        return records
+
+    def _write(self, records: list[Record]) -> None:
+        folder = f"{self._root}/date={datetime.now(UTC):%Y-%m-%d}"
+        name = f"{datetime.now(UTC):%H%M%S%f}-{uuid.uuid4().hex[:12]}"
+        partial, final = f"{folder}/.{name}.partial", f"{folder}/{name}.parquet"
+        try:
+            self._files.makedirs(folder, exist_ok=True)
+            with self._files.open(partial, "wb") as file:
+                pyarrow.parquet.write_table(to_table(records), file, compression="zstd")
+            self._files.mv(partial, final)
+            self.written += len(records)
+        except (OSError, pa.ArrowException) as error:
+            self.dropped += len(records)
+            log.error(
+                "%d records were dropped: %s cannot be written: %s", len(records), final, error
+            )
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Write records to one Parquet file (the reference of a bundle)."""
+    pyarrow.parquet.write_table(to_table(records), path, compression="zstd")
+
+
+def read_records(url: str, columns: list[str] | None = None) -> pa.Table:
+    """Read every whole record file below a folder or fsspec URL, oldest first.
+
+    Unfinished files are skipped. No folder yet reads as no records.
+    """
+    files, root = fsspec.core.url_to_fs(url)
+    paths = sorted(path for path in files.find(root) if path.endswith(".parquet"))
+    if not paths:
+        empty = SCHEMA.empty_table()
+        return empty.select(columns) if columns else empty
+    dataset = pyarrow.dataset.dataset(paths, schema=SCHEMA, format="parquet", filesystem=files)
+    return dataset.to_table(columns=columns)

@@ -1,0 +1,1 @@
+"""Answers requests: one BentoML service with our own door and batcher. Never imports training."""

@@ -1,0 +1,245 @@
+"""The door: what is checked before any image is decoded, cheap things first.
+
+Reads the body under its byte and time limits, takes multipart apart, checks type and size of
+each image by its header, and decodes in a thread pool under a budget of decoded bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from model.errors import ImageError
+from model.formats import Header
+from model.images import ImageProperties, InputSpec, Pixels, check, prepare_checked, properties
+from service.errors import RequestError, deadline_exceeded
+from service.settings import ServiceSettings
+
+_BYTES_A_PIXEL = 4
+_PLAIN_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An image that passed the door, prepared for the network."""
+
+    pixels: Pixels
+    header: Header
+    properties: ImageProperties
+    sha256: str
+    bytes: int
+    decode_seconds: float
+
+
+class ByteBudget:
+    """Lets at most `limit` bytes of decoded images exist at a time; others wait their turn."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._freed = asyncio.Condition()
+
+    async def take(self, amount: int) -> int:
+        """Wait for room; an amount over the whole limit counts as the limit."""
+        amount = min(amount, self._limit)
+        async with self._freed:
+            await self._freed.wait_for(lambda: self._used + amount <= self._limit)
+            self._used += amount
+        return amount
+
+    async def give_back(self, amount: int) -> None:
+        """Return what `take` gave."""
+        async with self._freed:
+            self._used -= amount
+            self._freed.notify_all()
+
+
+class Admission:
+    """Turns a request into images that are ready for the network."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+        self._limits = settings.image_limits
+        self._budget = ByteBudget(settings.limit_decoded_bytes)
+        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """Stop the decoding threads."""
+        self._threads.shutdown()
+
+    async def read_images(self, request: Request) -> tuple[list[bytes], bool]:
+        """Read the body: the images' bytes in order, and whether it was multipart.
+
+        Raises `RequestError`.
+        """
+        content_type, boundary = _content_type(request)
+        if content_type == "multipart/form-data":
+            body = await self.read_body(request, self._settings.limit_request_bytes)
+            return split_multipart(body, boundary, self._settings.limit_parts), True
+        if content_type not in _PLAIN_TYPES and not content_type.startswith("image/"):
+            raise RequestError(
+                "unsupported_type",
+                f"the Content-Type is {content_type!r}; send image bytes as image/*,"
+                " or multipart/form-data with parts named 'image'",
+            )
+        return [await self.read_body(request, self._settings.limit_part_bytes)], False
+
+    async def read_body(self, request: Request, limit: int) -> bytes:
+        """Read a body of at most `limit` bytes, without reading the rest of a longer one."""
+        declared = request.headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > limit:
+            raise _too_large(int(declared), limit)
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_seconds):
+                return await _collect(request.stream(), limit)
+        except TimeoutError:
+            raise RequestError(
+                "too_slow",
+                f"the body did not arrive within {self._settings.body_timeout_seconds:g} seconds",
+                {"Connection": "close"},
+            ) from None
+        except ClientDisconnect:
+            raise RequestError("malformed", "the body ended before its length") from None
+
+    async def admit(self, data: bytes, spec: InputSpec) -> Admitted:
+        """Check and decode one image. Raises `ImageError`."""
+        header = check(data, self._limits)
+        taken = await self._budget.take(header.width * header.height * _BYTES_A_PIXEL)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, _decode, data, header, spec
+            )
+        finally:
+            await self._budget.give_back(taken)
+
+    async def admit_all(
+        self, images: list[bytes], spec: InputSpec, *, deadline: float
+    ) -> list[Admitted | ImageError]:
+        """`admit` for every image of a request; a bad one gives its error in its place.
+
+        Raises `RequestError` `deadline_exceeded` at `deadline`, by the event loop's clock.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                if len(images) == 1:  # the common case needs no task
+                    return [await self._admit_or_error(images[0], spec)]
+                return await asyncio.gather(*(self._admit_or_error(data, spec) for data in images))
+        except TimeoutError:
+            raise deadline_exceeded() from None
+
+    async def _admit_or_error(self, data: bytes, spec: InputSpec) -> Admitted | ImageError:
+        try:
+            return await self.admit(data, spec)
+        except ImageError as error:
+            return error
+
+
+def split_multipart(body: bytes, boundary: bytes | None, limit_parts: int) -> list[bytes]:
+    """The parts named `image` of a multipart/form-data body, in order.
+
+    Raises `RequestError`: `malformed` for broken framing, a body that ends before its last
+    boundary, or parts of other names; `too_large` for too many parts; `empty` for none.
+    """
+    if not boundary:
+        raise RequestError("malformed", "the multipart Content-Type names no boundary")
+    parts = _Parts(limit_parts)
+    try:
+        parser = MultipartParser(boundary, parts.callbacks())
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise RequestError("malformed", f"the multipart body is broken: {error}") from None
+    if not parts.ended:
+        raise RequestError("malformed", "the multipart body ends before its last boundary")
+    if not parts.images:
+        raise RequestError("empty", "the form has no part; send 1 or more parts named 'image'")
+    return [bytes(image) for image in parts.images]
+
+
+class _Parts:
+    """Collects the parts that the streaming parser meets."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._field = self._value = b""
+        self._headers: dict[bytes, bytes] = {}
+        self.images: list[bytearray] = []
+        self.ended = False
+
+    def callbacks(self) -> dict[str, object]:
+        names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished")
+        names += ("part_data", "end")
+        return {f"on_{name}": getattr(self, f"_{name}") for name in names}
+
+    def _part_begin(self) -> None:
+        if len(self.images) == self._limit:
+            raise RequestError("too_large", f"more than {self._limit} parts; send fewer at a time")
+        self._headers = {}
+        self.images.append(bytearray())
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        self._headers[self._field.lower()] = self._value
+        self._field = self._value = b""
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode(errors="replace")
+        if name != "image":
+            raise RequestError("malformed", f"a part is named {name!r}; valid is only 'image'")
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self.images[-1] += data[start:end]
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+def _content_type(request: Request) -> tuple[str, bytes | None]:
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise RequestError(
+            "unsupported_type", f"the Content-Encoding is {encoding!r}; valid is only identity"
+        )
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    return kind.decode("latin-1").strip().lower(), options.get(b"boundary")
+
+
+async def _collect(chunks: AsyncIterator[bytes], limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in chunks:
+        if len(body) + len(chunk) > limit:
+            raise _too_large(len(body) + len(chunk), limit)
+        body += chunk
+    return bytes(body)
+
+
+def _too_large(given: int, limit: int) -> RequestError:
+    # The rest of the body is not read, so the connection cannot be used again.
+    return RequestError(
+        "too_large",
+        f"the body has {given} bytes or more; at most {limit} are taken",
+        {"Connection": "close"},
+    )
+
+
+def _decode(data: bytes, header: Header, spec: InputSpec) -> Admitted:
+    started = time.perf_counter()
+    pixels = prepare_checked(data, header, spec)
+    seconds = time.perf_counter() - started
+    return Admitted(
+        pixels, header, properties(pixels), hashlib.sha256(data).hexdigest(), len(data), seconds
+    )

@@ -1,0 +1,175 @@
+"""Batches without waiting, and without one item spoiling its neighbours.
+
+One batch is in flight at a time. While it runs, arrivals queue; the next batch takes what has
+come, so batches grow with the load and a lone request never waits. The queue is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from service.errors import deadline_exceeded, overloaded
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+log = logging.getLogger("plumbline.batcher")
+
+
+@dataclass(slots=True)
+class _Pending(Generic[Item, Result]):
+    key: Hashable
+    item: Item
+    answer: asyncio.Future[tuple[Result, float, float]]
+    arrived: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Result]):
+    """A result with the seconds that its item waited and that its batch computed."""
+
+    result: Result
+    queue_seconds: float
+    compute_seconds: float
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs `run(key, items)` in one thread, on batches of items that share a key.
+
+    The key is the loaded model: items that were prepared for one model never meet another.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Hashable, Sequence[Item]], Sequence[Result]],
+        *,
+        batch_images: int,
+        queue_images: int,
+        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        self._run = run
+        self._batch_images = batch_images
+        self._queue_images = queue_images
+        self._on_batch = on_batch
+        self._queue: deque[_Pending[Item, Result]] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._images_per_second = 10.0
+        self._loop_task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start taking batches, in the running event loop."""
+        self._loop_task = asyncio.get_running_loop().create_task(self._take_batches())
+
+    async def stop(self) -> None:
+        """Stop after the batch in flight; what still waits is cancelled."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.wait([self._loop_task])
+        for pending in self._queue:
+            pending.answer.cancel()
+        self._thread.shutdown()
+
+    @property
+    def waiting(self) -> int:
+        """Images in the queue."""
+        return len(self._queue)
+
+    def retry_after_seconds(self) -> int:
+        """Whole seconds in which the present queue will have drained, at least 1."""
+        return max(1, math.ceil(len(self._queue) / self._images_per_second))
+
+    def check_room(self, images: int) -> None:
+        """Raise `RequestError` `overloaded` unless the queue has room for so many."""
+        if len(self._queue) + images > self._queue_images:
+            raise overloaded(
+                f"{len(self._queue)} images are waiting and at most {self._queue_images} may",
+                self.retry_after_seconds(),
+            )
+
+    async def submit(
+        self, key: Hashable, items: Sequence[Item], *, deadline: float
+    ) -> list[Answer[Result] | Exception]:
+        """Queue the items of one request and wait for all of them, in order.
+
+        `deadline` is in seconds of the event loop's clock. An item that fails gives its
+        exception; its neighbours their results. Raises `RequestError` `overloaded` when the
+        queue has no room for all of them (a request is never taken in part) and
+        `deadline_exceeded` when time runs out; what had not begun is then not computed.
+        """
+        self.check_room(len(items))
+        loop = asyncio.get_running_loop()
+        now = time.perf_counter()
+        pending = [_Pending[Item, Result](key, item, loop.create_future(), now) for item in items]
+        self._queue.extend(pending)
+        self._arrived.set()
+        answers = [entry.answer for entry in pending]
+        try:
+            async with asyncio.timeout_at(deadline):
+                gathered = await asyncio.gather(*answers, return_exceptions=True)
+        except TimeoutError:
+            raise deadline_exceeded() from None
+        return [_unpack(answer) for answer in gathered]
+
+    async def _take_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            batch = self._take()
+            if not batch:
+                self._arrived.clear()
+                continue
+            started = time.perf_counter()
+            outcomes = await loop.run_in_executor(self._thread, self._compute, batch)
+            seconds = time.perf_counter() - started
+            self._note_speed(len(batch), seconds)
+            for pending, outcome in zip(batch, outcomes, strict=True):
+                if pending.answer.done():
+                    continue
+                if isinstance(outcome, Exception):
+                    pending.answer.set_exception(outcome)
+                else:
+                    pending.answer.set_result((outcome, started - pending.arrived, seconds))
+
+    def _take(self) -> list[_Pending[Item, Result]]:
+        """The longest run of items with one key, less those whose request has given up."""
+        batch: list[_Pending[Item, Result]] = []
+        while self._queue and len(batch) < self._batch_images:
+            if self._queue[0].answer.done():
+                self._queue.popleft()
+            elif batch and self._queue[0].key != batch[0].key:
+                break
+            else:
+                batch.append(self._queue.popleft())
+        return batch
+
+    def _compute(self, batch: Sequence[_Pending[Item, Result]]) -> Sequence[Result | Exception]:
+        items = [pending.item for pending in batch]
+        try:
+            return self._run(batch[0].key, items)
+        except Exception as error:
+            if len(batch) == 1:
+                log.exception("an item failed")
+                return [error]
+        log.warning("a batch of %d failed as a whole; its items are run one by one", len(batch))
+        return [outcome for pending in batch for outcome in self._compute([pending])]
+
+    def _note_speed(self, size: int, seconds: float) -> None:
+        self._on_batch(size, seconds)
+        self._images_per_second += 0.1 * (size / max(seconds, 1e-6) - self._images_per_second)
+
+
+def _unpack(answer: tuple[Result, float, float] | BaseException) -> Answer[Result] | Exception:
+    if isinstance(answer, Exception):
+        return answer
+    if isinstance(answer, BaseException):
+        raise answer
+    return Answer(*answer)

@@ -1,0 +1,76 @@
+"""Who is asking, and whether they may: API keys, or loopback names where there are none."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from starlette.requests import Request
+
+from service.errors import RequestError
+from service.keys import KeyRing, Scope, read_keys
+from service.settings import ServiceSettings
+
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_SECRET_FILE = "client-hash.key"
+
+
+class Clients:
+    """Admits requests and names their client for feedback and records.
+
+    The name is the key's, or without keys an HMAC of the address under a secret of this
+    installation, so that records hold no addresses.
+    """
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        keys_file = settings.api_keys_file
+        self._keys: KeyRing | None = None if keys_file is None else read_keys(keys_file)
+        self._anyone = settings.allow_without_keys
+        self._secret = _installation_secret(settings.home)
+
+    def admit(self, request: Request, scope: Scope) -> str:
+        """Return the client's name. Raises `RequestError` unauthorized or forbidden."""
+        if self._keys is None:
+            self._check_host(request)
+            return self._hashed_address(request)
+        scheme, _, presented = request.headers.get("authorization", "").partition(" ")
+        key = self._keys.find(presented.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            raise RequestError(
+                "unauthorized",
+                "send a known key as 'Authorization: Bearer KEY'",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        if scope not in key.scopes:
+            raise RequestError("forbidden", f"the key {key.name!r} lacks the scope {scope!r}")
+        return key.name
+
+    def _check_host(self, request: Request) -> None:
+        # A page in a browser can be made to call loopback under a name of its own (DNS
+        # rebinding); without keys only the Host header shows it.
+        host = request.headers.get("host", "").lower()
+        name = host.rpartition(":")[0] if host[-1:].isdigit() and ":" in host else host
+        if not self._anyone and name not in _LOOPBACK_NAMES:
+            raise RequestError(
+                "forbidden",
+                f"the Host header is {host[:80]!r}; without API keys only loopback names are served",
+            )
+
+    def _hashed_address(self, request: Request) -> str:
+        address = "" if request.client is None else request.client.host
+        return hmac.new(self._secret, address.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def _installation_secret(home: Path) -> bytes:
+    """The secret of this home folder, made once; two workers that start at once agree on one."""
+    path = home / _SECRET_FILE
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        pass
+    return path.read_bytes()

@@ -1,0 +1,74 @@
+"""Feedback: what a person says an image shows. Kept in the state database."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+from sqlalchemy import Engine, delete, func, select
+
+from model.state import feedback, write_transaction
+from service.errors import RequestError
+
+LIMIT_BODY_BYTES = 64 * 1024
+LIMIT_LABELS = 64
+
+
+def parse_feedback(body: bytes, classes: Collection[str]) -> tuple[str, list[str]]:
+    """Read `{"id": UUID, "labels": [...]}`. Raises `RequestError` malformed or invalid."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError("malformed", f"the body is not JSON: {error}") from None
+    if not isinstance(content, dict) or set(content) != {"id", "labels"}:
+        raise RequestError("malformed", 'valid is {"id": "...", "labels": ["...", ...]}')
+    return _valid_id(content["id"]), _valid_labels(content["labels"], classes)
+
+
+def _valid_id(given: object) -> str:
+    try:
+        return str(uuid.UUID(given)) if isinstance(given, str) else _refuse_id(given)
+    except ValueError:
+        return _refuse_id(given)
+
+
+def _refuse_id(given: object) -> str:
+    raise RequestError("invalid", f"id is {str(given)[:80]!r}; valid is the id of a prediction")
+
+
+def _valid_labels(given: object, classes: Collection[str]) -> list[str]:
+    if not isinstance(given, list) or not all(isinstance(label, str) for label in given):
+        raise RequestError("malformed", "labels must be a list of class names")
+    if len(given) > LIMIT_LABELS:
+        raise RequestError("invalid", f"{len(given)} labels; at most {LIMIT_LABELS} are taken")
+    unknown = [label for label in given if label not in classes]
+    if unknown:
+        raise RequestError(
+            "invalid", f"unknown class {unknown[0][:80]!r}; GET /v1/model lists the classes"
+        )
+    return sorted(set(given))
+
+
+def store_feedback(
+    state: Engine, prediction_id: str, client: str, labels: list[str], model: str, *, limit: int
+) -> None:
+    """Keep the labels; a repeat by the same client replaces. Over `limit` rows the oldest go."""
+    same = (feedback.c.prediction_id == prediction_id) & (feedback.c.client == client)
+    with write_transaction(state) as connection:
+        connection.execute(delete(feedback).where(same))
+        connection.execute(
+            feedback.insert().values(
+                prediction_id=prediction_id,
+                client=client,
+                labels=json.dumps(labels),
+                model=model,
+                received_at=datetime.now(UTC),
+            )
+        )
+        count = connection.scalar(select(func.count()).select_from(feedback)) or 0
+        if count > limit:
+            oldest = select(feedback.c.received_at).order_by(feedback.c.received_at)
+            edge = connection.scalar(oldest.offset(count - limit).limit(1))
+            connection.execute(delete(feedback).where(feedback.c.received_at < edge))

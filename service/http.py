@@ -1,0 +1,340 @@
+"""The HTTP contract, version 1: routes, answers and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import uuid_utils
+from sqlalchemy import Engine
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from model.errors import ImageError
+from model.images import Pixels
+from monitoring.records import Record, RecordSink
+from service import metrics
+from service.admission import Admission, Admitted
+from service.batcher import Answer, Batcher
+from service.clients import Clients
+from service.errors import RequestError, unavailable
+from service.feedback import LIMIT_BODY_BYTES, parse_feedback, store_feedback
+from service.openapi import docs_page, openapi
+from service.predictor import Judgement, Predictor
+from service.rollout import Rollout
+from service.settings import ServiceSettings
+
+log = logging.getLogger("plumbline.http")
+
+Outcome = dict[str, Any] | ImageError | RequestError  # a prediction object, or why there is none
+PredictionBatcher = Batcher[Pixels, Judgement]
+
+
+def json_response(
+    content: Any, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """A ready JSON answer."""
+    body = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+    return Response(body, status, headers, "application/json")
+
+
+def error_response(error: RequestError) -> Response:
+    """`{"error": {"code", "message"}}` with the status of the code."""
+    return json_response({"error": _error_object(error)}, error.status, error.headers)
+
+
+class Door:
+    """The handlers of every route, over the parts of one worker."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        clients: Clients,
+        rollout: Rollout,
+        admission: Admission,
+        batcher: PredictionBatcher,
+        records: RecordSink,
+        state: Engine,
+    ) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._rollout = rollout
+        self._admission = admission
+        self._batcher = batcher
+        self._records = records
+        self._state = state
+        self._openapi = openapi(settings)
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        routes: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+            ("POST", "/v1/predict", self.predict),
+            ("POST", "/v1/feedback", self.feedback),
+            ("GET", "/v1/model", self.model),
+            ("GET", "/livez", self.alive),
+            ("GET", "/healthz", self.alive),
+            ("GET", "/readyz", self.ready),
+            ("GET", "/metrics", self.metrics),
+            ("GET", "/docs", self.docs),
+            ("GET", "/openapi.json", self.openapi_document),
+            ("GET", "/", self.index),
+        ]
+        return Starlette(
+            routes=[
+                Route(path, _answering(path, handler), methods=[method])
+                for method, path, handler in routes
+            ],
+            exception_handlers={HTTPException: _refuse_route},
+        )
+
+    async def predict(self, request: Request) -> Response:
+        """POST /v1/predict: judge one image, or the parts of a multipart body."""
+        started = time.perf_counter()
+        client = self._clients.admit(request, "predict")
+        predictor = self._predictor()
+        images, _ = await self._admission.read_images(request)
+        outcomes = await self._judge(images, predictor, client)
+        metrics.REQUEST_SECONDS.observe(time.perf_counter() - started)
+        if not any(isinstance(outcome, dict) for outcome in outcomes):
+            raise _as_request_error(outcomes[0])
+        predictions = [
+            outcome if isinstance(outcome, dict) else _failed_prediction(outcome)
+            for outcome in outcomes
+        ]
+        return json_response({"model": _model_object(predictor), "predictions": predictions})
+
+    async def feedback(self, request: Request) -> Response:
+        """POST /v1/feedback: keep what an image really shows."""
+        client = self._clients.admit(request, "feedback")
+        predictor = self._predictor()
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise RequestError("unsupported_type", "the only Content-Encoding taken is identity")
+        body = await self._admission.read_body(request, LIMIT_BODY_BYTES)
+        prediction_id, labels = parse_feedback(body, predictor.classes)
+        await asyncio.to_thread(
+            store_feedback,
+            self._state,
+            prediction_id,
+            client,
+            labels,
+            predictor.bundle.manifest.tag,
+            limit=self._settings.feedback_rows,
+        )
+        metrics.FEEDBACK.inc()
+        return json_response({"id": prediction_id, "labels": labels}, 202)
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/model: what is in force."""
+        self._clients.admit(request, "predict")
+        return json_response(_model_description(self._predictor()))
+
+    async def alive(self, request: Request) -> Response:
+        """GET /livez and /healthz: the process answers."""
+        return json_response({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /readyz: a model is loaded and warm."""
+        self._predictor()
+        return json_response({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics, of all workers."""
+        self._clients.admit(request, "metrics")
+        text = await asyncio.to_thread(metrics.exposition)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def docs(self, request: Request) -> Response:
+        """GET /docs: this interface, for people."""
+        return HTMLResponse(docs_page(self._openapi))
+
+    async def openapi_document(self, request: Request) -> Response:
+        """GET /openapi.json: this interface, for programs."""
+        return json_response(self._openapi)
+
+    async def index(self, request: Request) -> Response:
+        """GET /: to the documentation."""
+        return RedirectResponse("/docs")
+
+    def _predictor(self) -> Predictor:
+        if self._rollout.champion is None:
+            raise unavailable("the service is starting: no model is loaded yet")
+        return self._rollout.champion
+
+    async def _judge(self, images: list[bytes], predictor: Predictor, client: str) -> list[Outcome]:
+        """One prediction object or error per image, in order; records what was predicted."""
+        deadline = asyncio.get_running_loop().time() + self._settings.deadline_seconds
+        self._batcher.check_room(len(images))
+        admitted = await self._admission.admit_all(images, predictor.input, deadline=deadline)
+        good = [image for image in admitted if isinstance(image, Admitted)]
+        answers = iter(
+            await self._batcher.submit(
+                predictor, [image.pixels for image in good], deadline=deadline
+            )
+        )
+        outcomes: list[Outcome] = []
+        for image in admitted:
+            if isinstance(image, ImageError):
+                metrics.IMAGES.labels(image.code).inc()
+                outcomes.append(image)
+                continue
+            answer = next(answers)
+            if isinstance(answer, Exception):
+                metrics.IMAGES.labels("internal").inc()
+                outcomes.append(RequestError("internal", "this image could not be judged"))
+            else:
+                outcomes.append(self._prediction(image, answer, predictor, client))
+        return outcomes
+
+    def _prediction(
+        self, image: Admitted, answer: Answer[Judgement], predictor: Predictor, client: str
+    ) -> dict[str, Any]:
+        judgement = answer.result
+        prediction_id = str(uuid_utils.uuid7())
+        self._records.offer(_record(prediction_id, image, answer, predictor, client))
+        _count(image, answer)
+        chances = map(float, judgement.probabilities)
+        return {
+            "id": prediction_id,
+            "labels": judgement.labels,
+            "probabilities": dict(
+                zip(predictor.classes, (round(p, 6) for p in chances), strict=True)
+            ),
+            "out_of_domain": {
+                "flagged": judgement.flagged,
+                "p_value": round(judgement.p_value, 6),
+                "score": round(judgement.score, 4),
+            },
+            "error": None,
+        }
+
+
+def _answering(
+    route: str, handler: Callable[[Request], Awaitable[Response]]
+) -> Callable[[Request], Awaitable[Response]]:
+    """Turn every exception of a handler into an answer: one that escapes would hang its client."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            response = await handler(request)
+        except RequestError as error:
+            response = error_response(error)
+        except Exception:
+            log.exception("%s %s failed", request.method, route)
+            response = error_response(RequestError("internal", "an unexpected error; see the log"))
+        metrics.REQUESTS.labels(route, str(response.status_code)).inc()
+        return response
+
+    return answer
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        refusal = RequestError(
+            "method_not_allowed",
+            f"{request.method} is not for this path; valid: {(error.headers or {}).get('Allow')}",
+            dict(error.headers or {}),
+        )
+    else:
+        refusal = RequestError("not_found", "there is no such path; GET /docs lists them")
+    metrics.REQUESTS.labels("other", str(refusal.status)).inc()
+    return error_response(refusal)
+
+
+def _error_object(error: ImageError | RequestError) -> dict[str, str]:
+    return {"code": error.code, "message": str(error)}
+
+
+def _as_request_error(error: Outcome) -> RequestError:
+    if isinstance(error, ImageError):
+        return RequestError(error.code, str(error))
+    assert isinstance(error, RequestError)
+    return error
+
+
+def _failed_prediction(error: ImageError | RequestError) -> dict[str, Any]:
+    return {
+        "id": None,
+        "labels": [],
+        "probabilities": {},
+        "out_of_domain": None,
+        "error": _error_object(error),
+    }
+
+
+def _model_object(predictor: Predictor) -> dict[str, str]:
+    manifest = predictor.bundle.manifest
+    return {"name": manifest.name, "version": manifest.version, "stage": predictor.stage}
+
+
+def _model_description(predictor: Predictor) -> dict[str, Any]:
+    manifest = predictor.bundle.manifest
+    return {
+        **_model_object(predictor),
+        "task": manifest.task,
+        "none_allowed": manifest.none_allowed,
+        "classes": list(manifest.classes),
+        "thresholds": manifest.thresholds.model_dump(),
+        "input": {"size": manifest.input.size, "crop": manifest.input.crop},
+        "architecture": manifest.architecture,
+        "engine": {"name": predictor.engine.name, "precision": predictor.engine.precision},
+        "alpha": predictor.alpha,
+        "outlier": manifest.outlier.model_dump(),
+        "metrics": {name: metric.model_dump() for name, metric in manifest.metrics.items()},
+    }
+
+
+def _count(image: Admitted, answer: Answer[Judgement]) -> None:
+    metrics.IMAGES.labels("ok").inc()
+    metrics.STEP_SECONDS.labels("decode").observe(image.decode_seconds)
+    metrics.STEP_SECONDS.labels("queue").observe(answer.queue_seconds)
+    metrics.STEP_SECONDS.labels("compute").observe(answer.compute_seconds)
+    if answer.result.flagged:
+        metrics.FLAGGED.inc()
+    for label in answer.result.labels:
+        metrics.LABELS.labels(label).inc()
+
+
+def _record(
+    prediction_id: str,
+    image: Admitted,
+    answer: Answer[Judgement],
+    predictor: Predictor,
+    client: str,
+) -> Record:
+    judgement = answer.result
+    return Record(
+        id=prediction_id,
+        time=datetime.now(UTC),
+        model=predictor.bundle.manifest.tag,
+        stage=predictor.stage,
+        client=client,
+        image_sha256=image.sha256,
+        perceptual_hash=image.properties.perceptual_hash,
+        bytes=image.bytes,
+        width=image.header.width,
+        height=image.header.height,
+        format=image.header.format,
+        brightness=image.properties.brightness,
+        contrast=image.properties.contrast,
+        sharpness=image.properties.sharpness,
+        logits=judgement.logits,
+        labels=judgement.labels,
+        confidence=judgement.confidence,
+        outlier_score=judgement.score,
+        p_value=judgement.p_value,
+        flagged=judgement.flagged,
+        components=judgement.components,
+        decode_seconds=image.decode_seconds,
+        queue_seconds=answer.queue_seconds,
+        compute_seconds=answer.compute_seconds,
+    )

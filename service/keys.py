@@ -1,0 +1,100 @@
+"""API keys: made once, shown once, kept as SHA-256.
+
+A key is 256 random bits, so a plain hash needs no salt and no stretching.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from model.errors import SettingsError
+
+Scope = Literal["predict", "feedback", "metrics"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key as the file holds it."""
+
+    name: str
+    scopes: frozenset[str]
+    sha256: str
+
+
+class KeyRing:
+    """The keys in force."""
+
+    def __init__(self, keys: Iterable[ApiKey]) -> None:
+        self._keys = tuple(keys)
+
+    def find(self, presented: str) -> ApiKey | None:
+        """The key that was presented, in time that does not depend on which it is."""
+        digest = _digest(presented)
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        return found
+
+
+def read_keys(path: Path) -> KeyRing:
+    """Read the keys file. Raises `SettingsError` when it is missing or not of its form."""
+    return KeyRing(_read(path))
+
+
+def add_key(path: Path, name: str, scopes: Iterable[str]) -> str:
+    """Add a key to the file, made with mode 0600 where there is none; return the key itself.
+
+    Raises `SettingsError` for a name that is taken and for unknown scopes.
+    """
+    wanted = frozenset(scopes)
+    unknown = wanted - set(SCOPES)
+    if unknown or not wanted:
+        raise SettingsError(
+            f"unknown scopes {sorted(unknown)}; valid are one or more of: {', '.join(SCOPES)}"
+        )
+    keys = _read(path) if path.exists() else []
+    if any(key.name == name for key in keys):
+        raise SettingsError(f"there is a key named {name!r} in {path}; give another name")
+    secret = secrets.token_urlsafe(32)
+    _write(path, [*keys, ApiKey(name, wanted, _digest(secret))])
+    return secret
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _read(path: Path) -> list[ApiKey]:
+    try:
+        rows = json.loads(path.read_text())["keys"]
+        keys = [ApiKey(row["name"], frozenset(row["scopes"]), row["sha256"]) for row in rows]
+    except OSError as error:
+        raise SettingsError(
+            f"the API keys file {path} cannot be read: {error};"
+            " make one with: plumbline keys add --name NAME --scope predict"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"{path} is no API keys file ({error!r}); valid is what `plumbline keys add` writes"
+        ) from error
+    return keys
+
+
+def _write(path: Path, keys: list[ApiKey]) -> None:
+    rows = [{"name": key.name, "scopes": sorted(key.scopes), "sha256": key.sha256} for key in keys]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({"keys": rows}, file, indent=1)
+    partial.replace(path)

@@ -1,0 +1,86 @@
+"""One loaded model version: images in, judgements out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.bundle import OUTLIER, Bundle
+from model.decision import confidence, decide, probabilities
+from model.engines import Engine
+from model.images import InputSpec, Pixels
+from monitoring.outlier import OutlierModel
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the model says of one image.
+
+    `labels` is empty when none of the classes applies; `p_value` is the conformal p-value of
+    the outlier `score`, which is higher for more foreign images.
+    """
+
+    labels: list[str]
+    probabilities: NDArray[np.float32]
+    confidence: float
+    score: float
+    p_value: float
+    flagged: bool
+    logits: NDArray[np.float32]
+    components: NDArray[np.float32]
+
+
+class Predictor:
+    """A verified bundle with its network loaded into an engine."""
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, *, stage: str, alpha: float | None = None
+    ) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.stage = stage
+        self.alpha = bundle.manifest.outlier.alpha if alpha is None else alpha
+        self._outlier = OutlierModel.from_arrays(bundle.arrays(OUTLIER))
+
+    @property
+    def input(self) -> InputSpec:
+        """How images have to be prepared."""
+        return self.bundle.manifest.input
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return self.bundle.manifest.classes
+
+    def warm_up(self, largest_batch: int) -> None:
+        """Run every batch size once, so that no request pays for it."""
+        size = self.input.size
+        for count in range(1, largest_batch + 1):
+            self.predict([np.zeros((size, size, 3), np.uint8)] * count)
+
+    def predict(self, images: Sequence[Pixels]) -> list[Judgement]:
+        """Judge prepared images, each uint8 of shape size x size x 3, in one batch."""
+        manifest = self.bundle.manifest
+        logits, embedding = self.engine.run(np.stack(images))
+        chances = probabilities(logits, manifest.calibration, manifest.task)
+        labels = decide(chances, manifest.thresholds, self.classes, manifest.task)
+        sure = confidence(chances, manifest.task)
+        scores, components = self._outlier.score(embedding, logits)
+        p_values = self._outlier.p_value(scores)
+        return [
+            Judgement(
+                labels=labels[row],
+                probabilities=chances[row],
+                confidence=float(sure[row]),
+                score=float(scores[row]),
+                p_value=float(p_values[row]),
+                flagged=bool(p_values[row] <= self.alpha),
+                logits=logits[row],
+                components=components[row],
+            )
+            for row in range(len(images))
+        ]

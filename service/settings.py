@@ -1,0 +1,107 @@
+"""Settings of the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from model.images import ImageLimits
+from monitoring.settings import MonitoringSettings
+
+MEBIBYTE = 2**20
+
+
+class ServiceSettings(MonitoringSettings):
+    """Where to listen, how to run the network, and the limits of the door."""
+
+    serve_on: str = Field(
+        default="127.0.0.1:3000", description="Address and port that the service listens on."
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Worker processes. Default: one per core."
+    )
+    engine: Literal["openvino", "torch"] = Field(
+        default="openvino", description="Engine that runs the network."
+    )
+    engine_threads: int = Field(
+        default=1, ge=1, description="Compute threads of the engine, per worker."
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="File of API keys, made by `plumbline keys add`. With one, `/v1/*` and "
+        "`/metrics` need a key of their scope.",
+    )
+    allow_without_keys: bool = Field(
+        default=False,
+        description="Serve beyond loopback without API keys, to whoever reaches the port.",
+    )
+    batch_images: int = Field(default=8, ge=1, description="Most images in one batch.")
+    queue_images: int = Field(
+        default=256, ge=1, description="Most images that may wait for a batch, per worker."
+    )
+    deadline_seconds: float = Field(
+        default=5.0, gt=0, description="Longest time from a whole request to its answer."
+    )
+    body_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="Longest time for a request's body to arrive."
+    )
+    limit_part_bytes: int = Field(
+        default=10 * MEBIBYTE, ge=1, description="Largest image, in bytes."
+    )
+    limit_request_bytes: int = Field(
+        default=64 * MEBIBYTE, ge=1, description="Largest request body, in bytes."
+    )
+    limit_parts: int = Field(default=64, ge=1, description="Most images in one request.")
+    limit_pixels: int = Field(
+        default=40_000_000, ge=1, description="Largest image, in pixels before decoding."
+    )
+    limit_least_side_pixels: int = Field(
+        default=4, ge=1, description="Smallest side of an image, in pixels."
+    )
+    limit_aspect: float = Field(
+        default=100.0, ge=1, description="Largest ratio of an image's sides."
+    )
+    limit_decoded_bytes: int = Field(
+        default=256 * MEBIBYTE,
+        ge=1,
+        description="Most bytes of decoded images at any moment, per worker.",
+    )
+    decode_threads: int = Field(default=2, ge=1, description="Decoding threads, per worker.")
+    follow_seconds: float = Field(
+        default=1.0, gt=0, description="How often a worker looks for a new champion, in seconds."
+    )
+    feedback_rows: int = Field(
+        default=100_000,
+        ge=0,
+        description="Most rows of feedback kept; the oldest go first.",
+    )
+
+    @field_validator("serve_on")
+    @classmethod
+    def _has_a_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+            raise ValueError("valid is ADDRESS:PORT, for example 127.0.0.1:3000")
+        return value
+
+    @property
+    def host(self) -> str:
+        """The address to listen on."""
+        return self.serve_on.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port to listen on."""
+        return int(self.serve_on.rpartition(":")[2])
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The limits that are checked before an image is decoded."""
+        return ImageLimits(
+            part_bytes=self.limit_part_bytes,
+            pixels=self.limit_pixels,
+            least_side_pixels=self.limit_least_side_pixels,
+            aspect=self.limit_aspect,
+        )

@@ -1,0 +1,86 @@
+"""Everything that one worker process holds, put together once and taken down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Hashable, Sequence
+from typing import cast
+
+from starlette.types import ASGIApp
+
+from model.images import Pixels
+from model.store import ModelStore
+from monitoring.records import RecordSink
+from service import metrics
+from service.admission import Admission
+from service.batcher import Batcher
+from service.clients import Clients
+from service.http import Door
+from service.predictor import Judgement, Predictor
+from service.rollout import Rollout
+from service.settings import ServiceSettings
+
+log = logging.getLogger("plumbline.worker")
+
+_GAUGE_SECONDS = 1.0
+
+
+class Worker:
+    """Door, batcher, roll-out and record sink of one process, in its event loop."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        store = ModelStore(settings)
+        self._rollout = Rollout(settings, store)
+        self._admission = Admission(settings)
+        self._batcher: Batcher[Pixels, Judgement] = Batcher(
+            _predict,
+            batch_images=settings.batch_images,
+            queue_images=settings.queue_images,
+            on_batch=lambda size, seconds: metrics.BATCH_IMAGES.observe(size),
+        )
+        self._records = RecordSink(
+            settings.records,
+            queue_rows=settings.record_queue_rows,
+            flush_seconds=settings.record_flush_seconds,
+            file_rows=settings.record_file_rows,
+        )
+        door = Door(
+            settings,
+            clients=Clients(settings),
+            rollout=self._rollout,
+            admission=self._admission,
+            batcher=self._batcher,
+            records=self._records,
+            state=store.state,
+        )
+        self.app: ASGIApp = door.app()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to load the champion and to take batches; ready once the model is warm."""
+        self._batcher.start()
+        self._tasks = [
+            asyncio.create_task(self._rollout.follow()),
+            asyncio.create_task(self._report_gauges()),
+        ]
+
+    async def stop(self) -> None:
+        """Finish what is in flight and write the waiting records."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._batcher.stop()
+        self._admission.close()
+        await asyncio.to_thread(self._records.close)
+
+    async def _report_gauges(self) -> None:
+        while True:
+            metrics.QUEUE_IMAGES.set(self._batcher.waiting)
+            metrics.RECORDS_WAITING.set(self._records.waiting)
+            metrics.RECORDS_DROPPED.set(self._records.dropped)
+            await asyncio.sleep(_GAUGE_SECONDS)
+
+
+def _predict(predictor: Hashable, images: Sequence[Pixels]) -> list[Judgement]:
+    return cast(Predictor, predictor).predict(images)

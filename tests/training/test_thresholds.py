@@ -1,0 +1,199 @@
+"""Tuned thresholds hold on rows they were not tuned on, and say when they may not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import expit
+from sklearn.metrics import f1_score
+
+from model.decision import decide
+from model.errors import DataError
+from training.thresholds import GRID, ThresholdChoice, tune_global_threshold, tune_none_threshold
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def calibrated(rows: int, classes: int, strength: float, seed: int) -> tuple[Floats, Ints]:
+    """Rare labels with probabilities that mean what they say; `strength` 0 knows nothing."""
+    rng = np.random.default_rng(seed)
+    prior = np.linspace(0.03, 0.2, classes)
+    logits = np.log(prior / (1 - prior)) * (1 + strength / 3)
+    chance = expit(logits + rng.normal(size=(rows, classes)) * strength)
+    return chance.astype(np.float32), (rng.random(chance.shape) < chance).astype(np.int64)
+
+
+def macro_f1(table: Floats, targets: Ints, threshold: float | NDArray[Any]) -> float:
+    return float(f1_score(targets, table >= threshold, average="macro", zero_division=0))
+
+
+def best_of_each_class(table: Floats, targets: Ints) -> NDArray[np.float64]:
+    scores = [
+        [f1_score(targets[:, c], table[:, c] >= t, zero_division=0) for t in GRID[4::5]]
+        for c in range(table.shape[1])
+    ]
+    return np.asarray(GRID[4::5][np.argmax(scores, axis=1)])
+
+
+def test_the_curve_is_that_of_scikit_learn() -> None:
+    table, targets = calibrated(300, 6, 3, seed=0)
+    choice = tune_global_threshold(table, targets)
+    for index in (9, 29, 59):
+        expected = macro_f1(table, targets, GRID.astype(np.float32)[index])
+        assert choice.curve[index] == pytest.approx(expected)
+
+
+def test_the_middle_of_the_plateau_beats_half_and_the_best_point_of_each_class() -> None:
+    fresh = calibrated(20_000, 12, 3, seed=100)
+    gains_over_half, gains_over_each = [], []
+    for seed in range(4):
+        table, targets = calibrated(200, 12, 3, seed)
+        tuned = macro_f1(*fresh, tune_global_threshold(table, targets, bootstrap=2).value)
+        gains_over_half.append(tuned - macro_f1(*fresh, 0.5))
+        gains_over_each.append(tuned - macro_f1(*fresh, best_of_each_class(table, targets)))
+    assert np.mean(gains_over_half) > 0.02
+    assert np.mean(gains_over_each) > 0.01
+
+
+def test_a_clear_curve_is_trusted_and_the_sentence_says_why() -> None:
+    choice = tune_global_threshold(*calibrated(3_000, 12, 3, seed=0))
+    assert choice.trusted
+    assert choice.plateau is not None
+    assert choice.half_best_f1 is not None
+    assert choice.plateau[0] < choice.value < choice.plateau[1]
+    assert abs(choice.value - choice.half_best_f1) < 0.05
+    assert choice.spread < 0.03
+    assert choice.interval[0] <= choice.value <= choice.interval[1]
+    assert choice.sentence.startswith("Can be trusted: 0.3")
+    assert "smooth macro F1 plateau" in choice.sentence
+
+
+def test_few_rows_are_not_trusted() -> None:
+    few = tune_global_threshold(*calibrated(60, 4, 2, seed=1))
+    many = tune_global_threshold(*calibrated(3_000, 4, 2, seed=1))
+    assert not few.trusted
+    assert few.sentence.startswith("To be taken with care")
+    assert few.wiggle > 3 * max(many.wiggle, 0.01)
+    assert few.spread > 3 * many.spread
+
+
+def test_the_all_positive_optimum_of_a_model_that_knows_nothing_is_refused() -> None:
+    choice = tune_global_threshold(*calibrated(3_000, 10, 0.05, seed=0))
+    assert choice.refused_all_positive
+    assert choice.value == 0.5
+    assert not choice.trusted
+    assert "nearly everything is called positive" in choice.sentence
+
+
+def test_probabilities_that_are_not_calibrated_are_found_out_by_half_the_best_f1() -> None:
+    table, targets = calibrated(3_000, 12, 3, seed=0)
+    shifted = expit(np.log(table / (1 - table)) + 2)
+    choice = tune_global_threshold(shifted, targets)
+    assert not choice.trusted
+    assert "may not be calibrated" in choice.sentence
+
+
+def test_too_few_positives_fall_back_to_one_half_and_say_so() -> None:
+    table, targets = calibrated(300, 3, 3, seed=0)
+    targets[:] = 0
+    targets[:4, 0] = 1
+    choice = tune_global_threshold(table, targets)
+    assert (choice.value, choice.trusted) == (0.5, False)
+    assert "4 positives are too few" in choice.sentence
+
+
+def test_a_class_without_positives_does_not_pull_the_curve_down() -> None:
+    table, targets = calibrated(1_000, 4, 3, seed=0)
+    padded = np.hstack([table, np.full((1_000, 1), 0.4, np.float32)])
+    padded_targets = np.hstack([targets, np.zeros((1_000, 1), np.int64)])
+    assert tune_global_threshold(padded, padded_targets).curve == pytest.approx(
+        tune_global_threshold(table, targets).curve
+    )
+
+
+def test_micro_f1_is_another_curve() -> None:
+    table, targets = calibrated(500, 6, 3, seed=0)
+    choice = tune_global_threshold(table, targets, objective="micro_f1")
+    expected = f1_score(targets, table >= np.float32(GRID[29]), average="micro")
+    assert choice.curve[29] == pytest.approx(expected)
+
+
+def confident(rows: int = 4_000, seed: int = 0) -> tuple[Floats, Ints]:
+    rng = np.random.default_rng(seed)
+    best = rng.beta(8, 1, rows) * 0.7 + 0.3
+    targets = (rng.random(rows) > best).astype(np.int64)
+    return np.stack([best, 1 - best], axis=1).astype(np.float32), targets
+
+
+def test_the_none_threshold_is_the_largest_that_keeps_the_promise() -> None:
+    table, targets = confident()
+    choice = tune_none_threshold(table, targets, in_class_loss=0.05)
+    right = table.argmax(axis=1) == targets
+
+    def share_lost(value: float) -> float:
+        thresholds = replace(choice, value=value).to_thresholds()
+        labels = decide(table[right], thresholds, ["cat", "dog"], "single")
+        return sum(not row for row in labels) / len(labels)
+
+    assert 0.045 < share_lost(choice.value) <= 0.05
+    assert share_lost(choice.value + 1e-4) > 0.05
+    assert choice.trusted
+    assert "5.0 %" in choice.sentence
+
+
+def test_the_none_threshold_holds_on_fresh_rows() -> None:
+    choice = tune_none_threshold(*confident(), in_class_loss=0.05)
+    table, targets = confident(20_000, seed=1)
+    right = table.max(axis=1)[table.argmax(axis=1) == targets]
+    assert (right < choice.value).mean() == pytest.approx(0.05, abs=0.01)
+    assert choice.interval[0] <= choice.value <= choice.interval[1]
+
+
+def test_saturated_probabilities_lose_nobody() -> None:
+    table = np.tile(np.array([[1.0, 0.0]], np.float32), (50, 1))
+    choice = tune_none_threshold(table, np.zeros(50, int))
+    assert choice.value == 1.0
+    assert choice.score == 1.0
+    assert not choice.trusted
+    assert "too few to place it well" in choice.sentence
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        tune_global_threshold(*calibrated(200, 4, 3, seed=0)),
+        tune_none_threshold(*confident(500)),
+    ],
+    ids=["global", "none"],
+)
+def test_a_choice_goes_through_json_and_into_the_bundle(choice: ThresholdChoice) -> None:
+    plain = choice.to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["value"] == choice.to_thresholds().value
+    assert plain["sentence"]
+    assert len(plain["curve"]) == len(plain["grid"])
+
+
+def test_the_same_seed_gives_the_same_choice() -> None:
+    data = calibrated(300, 4, 3, seed=0)
+    assert tune_global_threshold(*data, seed=5) == tune_global_threshold(*data, seed=5)
+
+
+def test_ill_input_is_named() -> None:
+    table, targets = calibrated(50, 3, 3, seed=0)
+    with pytest.raises(ValueError, match="'macro_f1' or 'micro_f1', got 'accuracy'"):
+        tune_global_threshold(table, targets, objective="accuracy")
+    with pytest.raises(DataError, match="expected targets of shape"):
+        tune_global_threshold(table, targets[:, 0])
+    with pytest.raises(DataError, match="class indices"):
+        tune_none_threshold(table, targets)
+    with pytest.raises(DataError, match=r"0 to 1, got 1\.5"):
+        tune_none_threshold(*confident(20), in_class_loss=1.5)
+    with pytest.raises(DataError, match="answered rightly"):
+        tune_none_threshold(np.array([[0.9, 0.1]]), np.array([1]))

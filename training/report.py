@@ -1,0 +1,538 @@
+"""The model card as one HTML file: what was learned, how well, and where not to rely on it.
+
+It stands alone: no scripts, no fonts, nothing fetched. Light and dark follow the reader's system.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.decision import Calibration, Task
+from training.calibration import Reliability
+from training.charts import Chart, Series, draw, legend
+from training.metrics import wilson_interval
+from training.thresholds import ThresholdChoice
+
+Array = NDArray[Any]
+
+MOST_CLASSES_IN_MATRIX = 30
+MOST_CONFUSIONS = 8
+MOST_MISTAKES = 24
+SPLITS = ("fit", "validation", "calibration", "test")
+SPLIT_USE = {
+    "fit": "learns the weights",
+    "validation": "makes every choice",
+    "calibration": "sets the outlier flag, nothing else",
+    "test": "reported once",
+}
+
+
+class Epoch(TypedDict, total=False):
+    """One epoch of the learning curve; `step` is its last step, counted from 1."""
+
+    step: int
+    train_loss: float
+    valid_loss: float
+    metric: float
+
+
+class ForeignKind(TypedDict):
+    """How one kind of foreign images fared; `flagged` is a share of `count` images."""
+
+    kind: str
+    auroc: float
+    flagged: float
+    count: int
+
+
+class OutlierCheck(TypedDict, total=False):
+    """The self-check at the end of training: does the model know what it does not know?"""
+
+    passed: bool
+    sentence: str
+    detector: str
+    embedding: str
+    alpha: float
+    calibration_count: int
+    false_positive_count: int  # validation images flagged
+    validation_count: int
+    kinds: list[ForeignKind]
+
+
+class EngineRow(TypedDict, total=False):
+    """One exported engine at the gate; shares in 0 to 1, `reason` why it was left out."""
+
+    engine: str
+    precision: str
+    agreement: float
+    accuracy: float
+    images_per_second: float
+    passed: bool
+    reason: str
+
+
+class Mistake(TypedDict, total=False):
+    """A wrongly answered image: uint8 H x W or H x W x 3, or the bytes of a PNG."""
+
+    image: Array | bytes
+    name: str
+    truth: Sequence[str]
+    labels: Sequence[str]
+    confidence: float
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the report shows; a part left empty is left out, or said to be missing.
+
+    `metrics` and `validation_metrics` are those of `training.metrics.evaluate`; `metrics` is None
+    when there is no test split. `counts` {split: {class: rows}} (multi: rows carrying the label),
+    `split_sizes` {split: rows}. `step_losses` and `learning_rates` one figure a step. An empty
+    `verdict` is written from the figures.
+    """
+
+    name: str
+    version: str
+    created: str
+    task: Task
+    classes: Sequence[str]
+    verdict: str = ""
+    architecture: str = ""
+    input_size: int | None = None
+    intended_use: str = ""
+    metrics: Mapping[str, Any] | None = None
+    validation_metrics: Mapping[str, Any] | None = None
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    split_sizes: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    step_losses: Sequence[float] | Array = ()
+    learning_rates: Sequence[float] | Array = ()
+    epochs: Sequence[Epoch] = ()
+    metric_name: str = "metric"
+    calibration: Calibration | None = None
+    reliability_before: Reliability | None = None
+    reliability_after: Reliability | None = None
+    ece_before: float | None = None
+    ece_after: float | None = None
+    reliability_split: str = "validation"
+    thresholds: ThresholdChoice | None = None
+    outlier: OutlierCheck | None = None
+    engines: Sequence[EngineRow] = ()
+    mistakes: Sequence[Mistake] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_report(path: Path | str, report: ReportData) -> None:
+    """Write the report to `path`, whole or not at all.
+
+    Raises OSError when the file cannot be written.
+    """
+    target = Path(path)
+    text = render(report)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def render(report: ReportData) -> str:
+    """The report as one HTML document."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent, figure=_figure, thousands=_thousands, plain=_plain, labels=_labels
+    )
+    shown = report.metrics or report.validation_metrics
+    return environment.get_template("report.html").render(
+        report=report,
+        verdict=report.verdict or verdict(report),
+        shown=shown,
+        shown_split="test" if report.metrics else report.reliability_split,
+        tiles=_tiles(shown, report.validation_metrics if report.metrics else None),
+        splits=_splits(report),
+        class_rows=_class_rows(report),
+        learning=_learning_figures(report),
+        confusion=_confusion(shown),
+        tables=_two_by_two(shown),
+        reliability=_reliability_figure(report),
+        threshold=_threshold_figure(report.thresholds),
+        outlier=_outlier(report.outlier),
+        mistakes=[_mistake(each) for each in report.mistakes[:MOST_MISTAKES]],
+    )
+
+
+def verdict(report: ReportData) -> str:
+    """One sentence: how good, on what evidence, and how it treats foreign images."""
+    shown = report.metrics or report.validation_metrics
+    if shown is None:
+        return "Nothing was measured: neither test nor validation figures were given."
+    parts = [_how_good(shown, "test" if report.metrics else "validation")]
+    if not report.metrics:
+        parts.append(
+            "which is optimistic, since no test split was given and validation made the choices"
+        )
+    if report.outlier and "passed" in report.outlier:
+        parts.append(
+            "and its self-check on foreign images passes"
+            if report.outlier["passed"]
+            else "but its self-check on foreign images fails: do not rely on its outlier flag"
+        )
+    return ", ".join(parts) + "."
+
+
+def _how_good(shown: Mapping[str, Any], split: str) -> str:
+    name = "accuracy" if shown["task"] == "single" else "macro_f1"
+    value, interval = shown.get(name), shown.get("intervals", {}).get(name)
+    if value is None:
+        return f"No {_words(name)} could be computed on {shown['count']:,} {split} images"
+    if name == "accuracy":
+        text = f"Gets {percent(value)} of {shown['count']:,} {split} images right"
+        return text + (f" (95 % interval {_span(interval, percent)})" if interval else "")
+    text = f"Reaches a macro F1 of {_figure(value)} on {shown['count']:,} {split} images"
+    return text + (f" (95 % interval {_span(interval, _figure)})" if interval else "")
+
+
+# -- figures as text -------------------------------------------------------------------------
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage, or a dash.
+
+    >>> percent(0.9264)
+    '92.6\\xa0%'
+    """
+    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _span(interval: Sequence[float], written: Any) -> str:
+    return f"{written(interval[0])} to {written(interval[1])}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(each) for each in value) or "none"
+    return "not set" if value is None else str(value)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("f1", "F1")
+
+
+def _labels(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none of the classes"
+
+
+# -- headline ---------------------------------------------------------------------------------
+
+# metric: label, what it says, how it is written
+_TILES: dict[str, tuple[str, str, Any]] = {
+    "accuracy": ("Accuracy", "images answered rightly", percent),
+    "macro_f1": ("Macro F1", "precision and recall, every class alike", _figure),
+    "micro_f1": ("Micro F1", "precision and recall, every label alike", _figure),
+    "map": ("Mean average precision", "ranking, before any threshold", _figure),
+    "macro_f1_at_half": ("Macro F1 at 0.5", "without a tuned threshold", _figure),
+    "accuracy_multi": ("Label accuracy at 0.5", "flatters where labels are rare", percent),
+    "ece": ("Calibration error", "0 is perfect: stated against observed", _figure),
+    "brier": ("Brier score", "0 is perfect: distance to the outcome", _figure),
+    "none_rate": ("No label given", "images left without an answer", percent),
+}
+
+
+def _tiles(
+    shown: Mapping[str, Any] | None, validation: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    return [
+        _tile(name, shown, validation) for name in _TILES if shown is not None and name in shown
+    ]
+
+
+def _tile(
+    name: str, shown: Mapping[str, Any], validation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    label, meaning, written = _TILES[name]
+    interval = shown.get("intervals", {}).get(name)
+    before = None if validation is None else validation.get(name)
+    return {
+        "label": label,
+        "meaning": shown.get("reasons", {}).get(name) or meaning,
+        "value": written(shown[name]),
+        "interval": None if interval is None else _span(interval, written),
+        "validation": None if before is None else written(before),
+    }
+
+
+# -- data -------------------------------------------------------------------------------------
+
+
+def _splits(report: ReportData) -> list[dict[str, Any]]:
+    """The splits in their order, with size and use; those not given say so."""
+    return [
+        {"name": name, "use": SPLIT_USE.get(name, ""), "rows": report.split_sizes.get(name)}
+        for name in [*SPLITS, *(set(report.split_sizes) - set(SPLITS))]
+    ]
+
+
+def _class_rows(report: ReportData) -> dict[str, Any] | None:
+    if not report.counts:
+        return None
+    names = [name for name in SPLITS if name in report.counts]
+    most = max((max(report.counts[name].values(), default=0) for name in names), default=0)
+    rows = [
+        {"name": each, "counts": [report.counts[name].get(each, 0) for name in names]}
+        for each in report.classes
+    ]
+    return {"splits": names, "rows": rows, "most": max(most, 1)}
+
+
+# -- learning ---------------------------------------------------------------------------------
+
+
+def _learning_figures(report: ReportData) -> list[dict[str, Any]]:
+    figures = [_loss_figure(report), _metric_figure(report), _rate_figure(report)]
+    return [each for each in figures if each is not None]
+
+
+def _loss_figure(report: ReportData) -> dict[str, Any] | None:
+    losses = np.asarray(report.step_losses, np.float64)
+    finite = np.isfinite(losses)
+    series = _by_epoch(report, "valid_loss", "validation loss")
+    if finite.any():
+        steps = np.arange(1, len(losses) + 1)[finite]
+        series.insert(0, Series("training loss, smoothed", steps, smooth(losses[finite])))
+    if not series:
+        return None
+    # The first steps of a fresh network would squeeze the rest flat.
+    top = 1.15 * max(float(np.quantile(each.y, 0.98)) for each in series)
+    low = 0.9 * min(float(each.y.min()) for each in series)
+    shown = [replace(each, y=np.minimum(each.y, top)) for each in series]
+    return _step_figure("Loss", shown, y_range=(low, top) if top > low else None)
+
+
+def _metric_figure(report: ReportData) -> dict[str, Any] | None:
+    name = f"Validation {_words(report.metric_name)}"
+    series = _by_epoch(report, "metric", name)
+    return _step_figure(name, series) if series else None
+
+
+def _rate_figure(report: ReportData) -> dict[str, Any] | None:
+    rates = np.asarray(report.learning_rates, np.float64)
+    series = [Series("learning rate", np.arange(1, len(rates) + 1), rates)]
+    return _step_figure("Learning rate", series) if rates.size else None
+
+
+def _by_epoch(report: ReportData, key: str, name: str) -> list[Series]:
+    pairs = [(epoch.get("step"), epoch.get(key)) for epoch in report.epochs]
+    points = np.array([pair for pair in pairs if None not in pair], np.float64).reshape(-1, 2)
+    points = points[np.isfinite(points).all(axis=1)]
+    return [Series(name, points[:, 0], points[:, 1], "dots", 2)] if len(points) else []
+
+
+def _step_figure(
+    title: str, series: Sequence[Series], *, y_range: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    last = max(float(each.x.max()) for each in series)
+    chart = Chart(f"{title} by training step", "step", "", series, (0.0, last), y_range)
+    return _figure_of(title, chart)
+
+
+def smooth(values: Array) -> Array:
+    """Mean over the last few steps, a fiftieth of them all; as long as `values`.
+
+    >>> smooth(np.array([4.0, 2.0])).tolist()
+    [4.0, 2.0]
+    """
+    window = max(1, len(values) // 50)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(last - window, 0)
+    return np.asarray((total[last] - total[first]) / (last - first))
+
+
+def _figure_of(title: str, chart: Chart) -> dict[str, Any]:
+    key = legend(chart.series) if len(chart.series) > 1 else Markup("")
+    return {"title": title, "svg": draw(chart), "legend": key}
+
+
+# -- confusion --------------------------------------------------------------------------------
+
+
+def _confusion(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The matrix of a single-label model, as shares of each row, and its worst pairs."""
+    if shown is None or shown["task"] != "single" or not shown.get("confusion"):
+        return None
+    counts = np.asarray(shown["confusion"]["counts"])
+    rows, columns = shown["confusion"]["rows"], shown["confusion"]["columns"]
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    wrong = np.where(np.eye(*counts.shape, dtype=bool), 0, counts)
+    worst = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    pairs = [divmod(int(flat), counts.shape[1]) for flat in worst if wrong.flat[flat]]
+    cells = [
+        [
+            {"count": int(counts[i, j]), "share": round(float(share[i, j]), 3), "right": i == j}
+            for j in range(len(columns))
+        ]
+        for i in range(len(rows))
+    ]
+    return {
+        "columns": columns,
+        "rows": list(zip(rows, cells, strict=True)) if len(rows) <= MOST_CLASSES_IN_MATRIX else [],
+        "pairs": [
+            {
+                "truth": rows[i],
+                "answer": columns[j],
+                "count": int(counts[i, j]),
+                "share": float(share[i, j]),
+            }
+            for i, j in pairs
+        ],
+    }
+
+
+def _two_by_two(shown: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One table of two by two per class of a multi-label model."""
+    if shown is None or shown["task"] != "multi" or not shown.get("confusion"):
+        return []
+    names = shown["confusion"]["rows"]
+    return [
+        {"name": name, "tn": tn, "fp": fp, "fn": fn, "tp": tp}
+        for name, ((tn, fp), (fn, tp)) in zip(names, shown["confusion"]["counts"], strict=True)
+    ]
+
+
+# -- calibration and threshold ----------------------------------------------------------------
+
+
+def _reliability_figure(report: ReportData) -> dict[str, Any] | None:
+    series = [Series("perfect", np.array([0.0, 1.0]), np.array([0.0, 1.0]), "dashed", 0)]
+    for name, points, colour in (
+        ("before", report.reliability_before, 2),
+        ("after calibration", report.reliability_after, 1),
+    ):
+        if points is not None:
+            series.append(Series(name, points.confidence, points.frequency, "dots", colour))
+    if len(series) == 1:
+        return None
+    whole = (0.0, 1.0)
+    chart = Chart(
+        "Reliability diagram: observed frequency by stated probability",
+        *("stated probability", "observed frequency", series, whole, whole),
+    )
+    return _figure_of("Reliability diagram", chart)
+
+
+def _threshold_figure(choice: ThresholdChoice | None) -> dict[str, Any] | None:
+    if choice is None:
+        return None
+    grid = np.asarray(choice.grid)
+    label = "share keeping its label"
+    series = [Series(label, grid, np.asarray(choice.smoothed))]
+    if choice.plateau is not None or choice.half_best_f1 is not None:
+        label = _words(choice.objective)
+        series = [
+            Series("as measured", grid, np.asarray(choice.curve), "faint", 2),
+            Series("smoothed", grid, np.asarray(choice.smoothed)),
+        ]
+    marks = [(choice.value, f"chosen {choice.value:.2f}")]
+    if abs(choice.value - 0.5) > 0.02:
+        marks.append((0.5, "0.5"))
+    chart = Chart(
+        f"{label} by threshold",
+        *("threshold", label, series, (0.0, 1.0)),
+        y_range=(0.0, max(1.0, max(choice.curve))) if len(series) == 1 else None,
+        band=choice.plateau,
+        marks=marks,
+    )
+    return _figure_of("Threshold", chart)
+
+
+# -- outliers, mistakes -----------------------------------------------------------------------
+
+
+def _outlier(check: OutlierCheck | None) -> dict[str, Any] | None:
+    if check is None:
+        return None
+    flagged, rows = check.get("false_positive_count"), check.get("validation_count")
+    known = flagged is not None and rows
+    return {
+        "passed": check.get("passed"),
+        "sentence": check.get("sentence", ""),
+        "detector": check.get("detector"),
+        "embedding": check.get("embedding"),
+        "alpha": check.get("alpha"),
+        "kinds": sorted(check.get("kinds", []), key=lambda each: each["auroc"]),
+        "rate": percent(flagged / rows) if flagged is not None and rows else None,
+        "rate_interval": _span(wilson_interval(flagged or 0, rows or 1), percent) if known else "",
+        "rows": rows,
+        "promise": _promise(check.get("alpha"), check.get("calibration_count")),
+    }
+
+
+def _promise(alpha: float | None, rows: int | None) -> str:
+    """What a conformal flag can keep: its p-values come in steps of 1 / (n + 1)."""
+    if alpha is None or rows is None:
+        return ""
+    steps = int(alpha * (rows + 1) + 1e-9)
+    if not steps:
+        return (
+            f"With {rows:,} calibration images nothing can ever be flagged at {percent(alpha)}: "
+            f"the smallest p-value is {percent(1 / (rows + 1))}. "
+            f"At least {int(np.ceil(1 / alpha - 1 - 1e-9)):,} are needed."
+        )
+    return (
+        f"With {rows:,} calibration images, at most {100 * steps / (rows + 1):.2f}\u00a0% of "
+        "images like those of training are flagged in the long run."
+    )
+
+
+def _mistake(mistake: Mistake) -> dict[str, Any]:
+    image = mistake.get("image")
+    return {
+        "uri": None if image is None else _data_uri(image),
+        "name": mistake.get("name", ""),
+        "truth": mistake.get("truth", ()),
+        "labels": mistake.get("labels", ()),
+        "confidence": mistake.get("confidence"),
+    }
+
+
+def _data_uri(image: Array | bytes) -> str:
+    """A PNG as a data address; raises ValueError when the array is not a uint8 image."""
+    if not isinstance(image, bytes):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise ValueError(
+                f"a picture must be uint8 H x W or H x W x 3, got {image.dtype} {image.shape}"
+            )
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        image = buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
