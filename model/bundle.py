@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +110,7 @@ class Manifest(_Strict):
     outlier: OutlierSummary
     engines: dict[str, EngineGate]
     metrics: dict[str, Metric]
+    metrics_split: Literal["test", "validation"] = "test"
     data: DataSummary
     training: dict[str, Any]
     libraries: dict[str, str]

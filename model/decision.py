@@ -72,7 +72,7 @@ def decide(
     """
     accepted = probabilities >= thresholds.as_array(classes)
     if task == "multi":
-        return [[classes[index] for index in np.flatnonzero(row)] for row in accepted]
+        return [[classes[int(index)] for index in np.flatnonzero(row)] for row in accepted]
     best = probabilities.argmax(axis=1)
     return [[classes[index]] if accepted[row, index] else [] for row, index in enumerate(best)]
 
@@ -84,16 +84,16 @@ def confidence(probabilities: FloatArray, task: Task) -> FloatArray:
     max(p, 1 - p), since a row is right only when every class is.
     """
     if task == "single":
-        return probabilities.max(axis=1)
-    return np.maximum(probabilities, 1 - probabilities).min(axis=1)
+        return np.asarray(probabilities.max(axis=1))
+    return np.asarray(np.maximum(probabilities, 1 - probabilities).min(axis=1))
 
 
 def softmax(logits: FloatArray) -> FloatArray:
     """Softmax over the last axis, shifted by the maximum so that it never overflows."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), np.float32)
 
 
 def sigmoid(logits: FloatArray) -> FloatArray:
     """Logistic function; written by tanh, which never overflows."""
-    return (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from sqlalchemy import (
     CheckConstraint,
@@ -146,7 +147,8 @@ def _revision(engine: Engine) -> str | None:
     if not inspect(engine).has_table("alembic_version"):
         return None
     with engine.connect() as connection:
-        return connection.scalar(select(text("version_num")).select_from(text("alembic_version")))
+        query = select(text("version_num")).select_from(text("alembic_version"))
+        return cast(str | None, connection.scalar(query))
 
 
 def _upgrade(engine: Engine) -> None:

@@ -164,7 +164,9 @@ def _coordinates(
     principal = components[:, :vim_dimensions]
     inside = np.einsum("nk,nk->n", principal, principal)
     residual = np.sqrt(np.maximum(squared - inside, 0))
-    return components, components / length[:, None], residual
+    unit = np.asarray(components / length[:, None], np.float32)
+    components = np.asarray(components, np.float32)
+    return components, unit, np.asarray(residual, np.float32)
 
 
 def _robust_scale(parts: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -14,7 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import (
+    MultipartCallbacks,
+    MultipartParser,
+    parse_options_header,
+)
 from starlette.requests import ClientDisconnect, Request
 
 from model.errors import ImageError
@@ -174,10 +178,16 @@ class _Parts:
         self.images: list[bytearray] = []
         self.ended = False
 
-    def callbacks(self) -> dict[str, object]:
-        names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished")
-        names += ("part_data", "end")
-        return {f"on_{name}": getattr(self, f"_{name}") for name in names}
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._part_begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._part_data,
+            "on_end": self._end,
+        }
 
     def _part_begin(self) -> None:
         if len(self.images) == self._limit:

@@ -51,13 +51,13 @@ class Plumbline:
 
     worker: Worker | None = None
 
-    @bentoml.on_startup
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """Put the parts together; loading goes on in the background, `/readyz` tells."""
         Plumbline.worker = Worker(SETTINGS)
         Plumbline.worker.start()
 
-    @bentoml.on_shutdown
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
         """Finish what is in flight."""
         if Plumbline.worker is not None:

@@ -56,7 +56,8 @@ class Clients:
         if not self._anyone and name not in _LOOPBACK_NAMES:
             raise RequestError(
                 "forbidden",
-                f"the Host header is {host[:80]!r}; without API keys only loopback names are served",
+                f"the Host header is {host[:80]!r}; without API keys only loopback names are"
+                " served",
             )
 
     def _hashed_address(self, request: Request) -> str:

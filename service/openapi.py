@@ -186,7 +186,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto
 section { border-top: 1px solid #8886; padding: .5rem 0 1rem }
 code, pre { font: 14px/1.45 ui-monospace, monospace; background: #8882; border-radius: 4px }
 code { padding: .1em .3em } pre { padding: .7rem; overflow-x: auto }
-h2 { font-size: 1.1rem } td, th { text-align: left; padding: .15rem .8rem .15rem 0; vertical-align: top }
+h2 { font-size: 1.1rem }
+td, th { text-align: left; padding: .15rem .8rem .15rem 0; vertical-align: top }
 """
 
 

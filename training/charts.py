@@ -150,11 +150,12 @@ def _band(band: tuple[float, float] | None, across: Callable[[float], float]) ->
 
 
 def _marks(marks: Sequence[tuple[float, str]], across: Callable[[float], float]) -> list[Markup]:
-    """Labelled vertical lines; a label near the right edge is written to the left of its line."""
+    """Labelled vertical lines; a label without room to the right stands left of its line."""
     parts = []
     for index, (value, label) in enumerate(marks):
         x, first = across(value), index == 0
-        left = x > 0.72 * WIDTH
+        others = [across(other) for other, _ in marks if other > value]
+        left = x > 0.72 * WIDTH or any(other - x < 60 for other in others)
         parts.append(
             Markup(
                 '<line class="mark{}" x1="{}" x2="{}" y1="{}" y2="{}"/>'

@@ -253,20 +253,21 @@ def _weighted_f1(chosen: Array, wanted: Array, average: str) -> Callable[[Weight
 def _weighted_average_precision(scores: Floats, wanted: Array) -> Callable[[Weights], Floats]:
     """scikit-learn's average precision of one class for many re-draws, sorted only once."""
     order = np.argsort(-scores, kind="stable")
-    hits = wanted[order].astype(np.float32)
-    # Rows of equal score count as one step: the curve is read at the last of each.
-    steps = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.flatnonzero(wanted[order])
+    # Rows of equal score are one step of the curve, which rises only at steps that hold a hit.
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    steps = np.unique(ends[np.searchsorted(ends, hits)])
+    hits_so_far = np.searchsorted(hits, steps, side="right")
 
     def score(weights: Weights) -> Floats:
         drawn = weights[:, order]
-        taken = drawn.cumsum(axis=1, dtype=np.float64)[:, steps]
-        found = (drawn * hits).cumsum(axis=1, dtype=np.float64)[:, steps]
+        taken = drawn.cumsum(axis=1)[:, steps]  # whole numbers: exact in float32 below 2 ** 24
+        found = drawn[:, hits].cumsum(axis=1)[:, hits_so_far - 1]
         gained = np.diff(found, axis=1, prepend=0)
-        total = found[:, -1]
         with np.errstate(invalid="ignore"):
             precision = np.where(taken > 0, found / taken, 0)
-            area = (gained * precision).sum(axis=1) / total
-        return np.where(total > 0, area, np.nan)
+            area = (gained * precision).sum(axis=1, dtype=np.float64) / found[:, -1]
+        return np.where(found[:, -1] > 0, area, np.nan)
 
     return score
 

@@ -393,7 +393,7 @@ def _confusion(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
     counts = np.asarray(shown["confusion"]["counts"])
     rows, columns = shown["confusion"]["rows"], shown["confusion"]["columns"]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    wrong = np.where(np.eye(*counts.shape, dtype=bool), 0, counts)
+    wrong = counts * (1 - np.eye(*counts.shape, dtype=counts.dtype))
     worst = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
     pairs = [divmod(int(flat), counts.shape[1]) for flat in worst if wrong.flat[flat]]
     cells = [
@@ -435,7 +435,7 @@ def _two_by_two(shown: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def _reliability_figure(report: ReportData) -> dict[str, Any] | None:
     series = [Series("perfect", np.array([0.0, 1.0]), np.array([0.0, 1.0]), "dashed", 0)]
     for name, points, colour in (
-        ("before", report.reliability_before, 2),
+        ("before calibration", report.reliability_before, 2),
         ("after calibration", report.reliability_after, 1),
     ):
         if points is not None:

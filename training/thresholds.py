@@ -157,8 +157,9 @@ def tune_none_threshold(
     trusted = lost >= LEAST_LOST and drawn.std() <= MOST_SPREAD
     sentence = (
         f"{_verdict(trusted)} below {value:.2f} the answer is none, which costs {lost} of "
-        f"{right.size:,} rightly answered validation images ({100 * lost / right.size:.1f} %, at most "
-        f"{100 * in_class_loss:.1f} % allowed); other rows would have moved it by {drawn.std():.3f}"
+        f"{right.size:,} rightly answered validation images ({100 * lost / right.size:.1f} %, "
+        f"at most {100 * in_class_loss:.1f} % allowed); other rows would have moved it by "
+        f"{drawn.std():.3f}"
         + ("." if lost >= LEAST_LOST else f"; {lost} images are too few to place it well.")
     )
     return ThresholdChoice(

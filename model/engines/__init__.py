@@ -48,7 +48,7 @@ def load_engine(
         if name == "openvino":
             from model.engines.openvino_engine import OpenVinoEngine
 
-            return OpenVinoEngine(bundle, threads=threads, precision=chosen)
+            return OpenVinoEngine(bundle.directory, threads=threads, precision=chosen)
         if name == "torch":
             from model.engines.torch_engine import TorchEngine
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from model.bundle import OPENVINO, Bundle
+from model.bundle import OPENVINO
 from model.engines import EngineName, Outputs
 from model.errors import EngineError
 
@@ -20,11 +22,17 @@ class OpenVinoEngine:
 
     name: EngineName = "openvino"
 
-    def __init__(self, bundle: Bundle, *, threads: int, precision: str) -> None:
+    def __init__(
+        self, directory: Path, *, threads: int, precision: str, graph: str = OPENVINO
+    ) -> None:
+        """Compile a graph in a bundle's directory.
+
+        `precision` is 'bf16' or 'f32', `threads` 0 means all cores. Raises `EngineError`.
+        """
         self.precision = precision
         try:
             self._compiled = openvino.Core().compile_model(
-                str(bundle.path(OPENVINO)),
+                str(directory / graph),
                 "CPU",
                 {
                     "INFERENCE_PRECISION_HINT": precision,
@@ -34,7 +42,7 @@ class OpenVinoEngine:
                 },
             )
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO refuses {bundle.path(OPENVINO)}: {error}") from error
+            raise EngineError(f"OpenVINO refuses {directory / graph}: {error}") from error
         self._request = self._compiled.create_infer_request()
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:

@@ -1,0 +1,1 @@
+"""Makes a model: sources, loading, augmentation, the loop, calibration, report and export."""

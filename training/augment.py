@@ -1,0 +1,87 @@
+"""Random changes to a batch of images that do not change what they show.
+
+Whole batches on the device they lie on, another change for every image, all from one seeded
+generator on the CPU (so that a seed means the same on every device).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ERASED_AREA = (0.02, 0.25)  # share of the image (Zhong et al. 2020, narrowed)
+_ERASED_ASPECT = 3.0  # at most this many times wider than high, or the reverse
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a training image.
+
+    `flip`: mirrored left to right in half of the cases; leave it off where sides matter (text,
+    digits). `shift_share`: moved by up to this share of the side, the border reflected.
+    `erase_probability`: how often a rectangle is replaced by noise.
+    """
+
+    flip: bool = True
+    shift_share: float = 0.07
+    erase_probability: float = 0.0
+
+
+def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Augmented copy of uint8 images N x H x W x 3."""
+    moved = flip_and_shift(images, augmentation.flip, augmentation.shift_share, generator)
+    return erase(moved, augmentation.erase_probability, generator)
+
+
+def flip_and_shift(
+    images: Tensor, flip: bool, shift_share: float, generator: torch.Generator
+) -> Tensor:
+    """Mirror half of the images and move each by its own whole number of pixels."""
+    count, height, width, _ = images.shape
+    rows = _shifted(count, height, shift_share, generator)
+    columns = _shifted(count, width, shift_share, generator)
+    if flip:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    # One gather for both: flat pixel number N x H x W.
+    first = torch.arange(count)[:, None, None] * (height * width)
+    pixel = first + rows[:, :, None] * width + columns[:, None, :]
+    flat = images.reshape(count * height * width, 3)
+    return flat[pixel.reshape(-1).to(images.device)].reshape(images.shape)
+
+
+def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Replace a random rectangle by noise in a share of the images (Zhong et al. 2020)."""
+    if probability == 0:
+        return images
+    count, height, width, _ = images.shape
+    chosen = torch.rand(count, generator=generator) < probability
+    area = torch.empty(count).uniform_(*_ERASED_AREA, generator=generator)
+    spread = math.log(_ERASED_ASPECT)
+    aspect = torch.empty(count).uniform_(-spread, spread, generator=generator).exp()
+    inside_rows = _interval(height, (area * aspect).sqrt() * chosen, generator)
+    inside_columns = _interval(width, (area / aspect).sqrt() * chosen, generator)
+    inside = (inside_rows[:, :, None] & inside_columns[:, None, :]).to(images.device)
+    noise = torch.randint(0, 256, (int(inside.sum()), 3), generator=generator, dtype=torch.uint8)
+    erased = images.clone()
+    erased[inside] = noise.to(images.device)
+    return erased
+
+
+def _shifted(count: int, side: int, share: float, generator: torch.Generator) -> Tensor:
+    """For every image and output pixel the source pixel, N x side, reflected at the border."""
+    most = round(share * side)
+    offset = torch.randint(-most, most + 1, (count, 1), generator=generator)
+    source = (torch.arange(side) + offset).abs()
+    return side - 1 - (side - 1 - source).abs()
+
+
+def _interval(side: int, share: Tensor, generator: torch.Generator) -> Tensor:
+    """One random interval of `share` of the side per image, as a mask N x side."""
+    length = (share * side).clamp(max=side)
+    start = torch.rand(len(share), generator=generator) * (side - length)
+    position = torch.arange(side)
+    return (position >= start[:, None]) & (position < (start + length)[:, None])

@@ -1,0 +1,97 @@
+"""What a packed model does on one split: metrics, share without a label, share flagged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.bundle import Metric
+from model.decision import Calibration, Task, Thresholds, probabilities
+from model.engines import Engine, Outputs
+from model.images import Pixels
+from monitoring.outlier import OutlierModel
+from training.metrics import evaluate, wilson_interval
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Decider:
+    """Everything between the outputs of an engine and a decision."""
+
+    task: Task
+    classes: tuple[str, ...]
+    calibration: Calibration
+    thresholds: Thresholds
+    outlier: OutlierModel
+    alpha: float
+
+    def probabilities(self, outputs: Outputs) -> NDArray[np.float32]:
+        """Calibrated probabilities, N x C."""
+        return probabilities(outputs.logits, self.calibration, self.task)
+
+    def scores(self, outputs: Outputs) -> NDArray[np.float32]:
+        """Outlier scores, N; in chunks, since each row is compared with the whole bank."""
+        rows = range(0, len(outputs.logits), 1024)
+        parts = [
+            self.outlier.score(outputs.embedding[r : r + 1024], outputs.logits[r : r + 1024])[0]
+            for r in rows
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def label_names(self, targets: NDArray[Any]) -> list[list[str]]:
+        """True labels as class names, in index order."""
+        if self.task == "single":
+            return [[] if index < 0 else [self.classes[index]] for index in targets]
+        return [[self.classes[int(index)] for index in np.flatnonzero(row)] for row in targets]
+
+    def flags(self, outputs: Outputs) -> NDArray[np.bool_]:
+        """Whether each row is flagged as out of domain, N."""
+        return np.asarray(self.outlier.p_value(self.scores(outputs)) <= self.alpha)
+
+
+def run_engine(
+    engine: Engine, images: Pixels, advance: Callable[[int], None] = lambda done: None
+) -> Outputs:
+    """Run all images (N x H x W x 3, memory-mapped or not) through an engine in batches."""
+    logits, embedding = [], []
+    for start in range(0, len(images), BATCH):
+        outputs = engine.run(np.ascontiguousarray(images[start : start + BATCH]))
+        logits.append(outputs.logits)
+        embedding.append(outputs.embedding)
+        advance(len(outputs.logits))
+    return Outputs(np.concatenate(logits), np.concatenate(embedding))
+
+
+def assess(decider: Decider, outputs: Outputs, targets: NDArray[Any]) -> dict[str, Any]:
+    """Metrics with 95 % intervals; `flagged_rate` beside those of `training.metrics`.
+
+    Single-label rows without a label (target -1) count for `flagged_rate` alone.
+    """
+    flags = decider.flags(outputs)
+    labelled = targets >= 0 if decider.task == "single" else np.ones(len(targets), bool)
+    found = evaluate(
+        decider.probabilities(outputs)[labelled],
+        targets[labelled],
+        classes=decider.classes,
+        thresholds=decider.thresholds,
+        task=decider.task,
+    )
+    found["flagged_rate"] = float(flags.mean())
+    found["intervals"]["flagged_rate"] = wilson_interval(int(flags.sum()), len(flags))
+    return found
+
+
+def headline_metrics(found: dict[str, Any]) -> dict[str, Metric]:
+    """The single figures of `assess`, for the manifest."""
+    intervals = found["intervals"]
+    headlines = {}
+    for name, value in found.items():
+        if value is None or isinstance(value, float):
+            low, high = intervals.get(name) or (None, None)
+            headlines[name] = Metric(value=value, low=low, high=high)
+    return headlines

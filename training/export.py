@@ -1,0 +1,84 @@
+"""The trained network as files that engines run, checked against torch on real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from model.bundle import NETWORK, ONNX, OPENVINO
+from model.engines import Outputs
+from model.engines.openvino_engine import OpenVinoEngine
+from model.errors import EngineError
+from model.network import Network, weights_of
+
+# Largest difference between exported and torch outputs, relative to the largest output, in
+# float32. Differences of summation order stay below 1e-4.
+EXPORT_TOLERANCE = 1e-3
+BATCH = 64
+
+
+def export_network(network: Network, directory: Path, image_size: int) -> None:
+    """Write `network.safetensors`, `network.onnx` and `network.xml` with `network.bin`.
+
+    The graphs take a uint8 batch `images` N x H x W x 3, N free, and give `logits` N x C and
+    `embedding` N x D; the normalisation lives inside.
+    """
+    network = network.eval().cpu().float()
+    save_file(weights_of(network), directory / NETWORK)
+    network.use_memory_format(torch.contiguous_format)
+    example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+    torch.onnx.export(
+        network,
+        (example,),
+        directory / ONNX,
+        input_names=["images"],
+        output_names=["logits", "embedding"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    # read_model instead of convert_model: the converter reports its use over the network.
+    graph = openvino.Core().read_model(directory / ONNX)
+    openvino.save_model(graph, directory / OPENVINO, compress_to_fp16=False)
+
+
+def run_network(network: Network, images: NDArray[np.uint8]) -> Outputs:
+    """Logits and embedding by torch in float32 on the CPU; what the exports are held to."""
+    network = network.eval().cpu().float()
+    logits, embedding = [], []
+    with torch.inference_mode():
+        for start in range(0, len(images), BATCH):
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH]))
+            outputs = network(batch)
+            logits.append(outputs[0].numpy())
+            embedding.append(outputs[1].numpy())
+    return Outputs(np.concatenate(logits), np.concatenate(embedding))
+
+
+def check_exports(directory: Path, images: NDArray[np.uint8], expected: Outputs) -> float:
+    """Run both graphs in float32 on real images; return the largest relative difference.
+
+    Raises `EngineError` above EXPORT_TOLERANCE: a graph that does not do what the network does
+    is never shipped.
+    """
+    worst = 0.0
+    for graph in (ONNX, OPENVINO):
+        engine = OpenVinoEngine(directory, threads=0, precision="f32", graph=graph)
+        given = engine.run(np.ascontiguousarray(images))
+        for name in ("logits", "embedding"):
+            wanted = getattr(expected, name)
+            largest = float(np.abs(wanted).max())
+            difference = float(np.abs(getattr(given, name) - wanted).max()) / max(largest, 1e-9)
+            worst = max(worst, difference)
+            if difference > EXPORT_TOLERANCE:
+                raise EngineError(
+                    f"{graph} gives other {name} than torch: {difference:.2g} of the largest,"
+                    f" at most {EXPORT_TOLERANCE:g} is allowed; nothing was registered"
+                )
+    return worst

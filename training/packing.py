@@ -1,0 +1,393 @@
+"""From a trained network to a registered bundle: export, decide, calibrate, check, report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as library_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uuid_utils
+from numpy.typing import NDArray
+
+from model.bundle import (
+    OUTLIER,
+    REFERENCE,
+    REPORT,
+    Bundle,
+    DataSummary,
+    EngineGate,
+    Manifest,
+    OutlierSummary,
+    save_arrays,
+)
+from model.decision import Calibration, Task, Thresholds, confidence, decide, probabilities
+from model.engines import Outputs
+from model.engines.openvino_engine import OpenVinoEngine
+from model.errors import DataError
+from model.images import ImageProperties, InputSpec, Pixels, properties
+from model.network import Network
+from model.store import ModelStore
+from monitoring.outlier import BANK_LIMIT, NEIGHBOURS, OutlierModel
+from monitoring.records import Record, write_records
+from training.calibration import fit_platt, fit_temperature
+from training.evaluate import Decider, assess, headline_metrics, run_engine
+from training.export import check_exports, export_network, run_network
+from training.model_card import write_model_card
+from training.self_check import SelfCheck, check_outlier_score
+from training.thresholds import ThresholdChoice, tune_global_threshold, tune_none_threshold
+
+LEAST_LABEL_AGREEMENT = 0.99
+MOST_ACCURACY_LOST = 0.005
+EXPORT_CHECK_IMAGES = 64
+EVIDENCE_BINS = 64
+NONE_LABEL_LOSS = 0.01
+LIBRARIES = ("torch", "timm", "openvino", "onnx", "numpy", "pillow", "simplejpeg", "bentoml")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Images (uint8 N x H x W x 3) and targets (N indices, or N x C of 0 and 1) of one split."""
+
+    images: Pixels
+    targets: NDArray[Any]
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, count: int, seed: int) -> Rows:
+        """At most `count` rows, drawn at random, in order."""
+        if count >= len(self):
+            return self
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
+
+    def take(self, chosen: NDArray[np.intp]) -> Rows:
+        """The rows of these indices."""
+        names = tuple(self.names[row] for row in chosen) if self.names else ()
+        return Rows(self.images[chosen], self.targets[chosen], names)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training hands over to be packed; `curves` is drawn in the report."""
+
+    name: str
+    task: Task
+    none_allowed: bool
+    classes: tuple[str, ...]
+    architecture: str
+    network: Network
+    input: InputSpec
+    fit: Rows
+    validation: Rows
+    calibration: Rows
+    test: Rows
+    data: DataSummary
+    settings: Mapping[str, Any]
+    curves: Mapping[str, Any]
+    alpha: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class SplitOutputs:
+    """Outputs of the engine that will serve, by split; `fit` of a sample of its rows."""
+
+    fit_rows: Rows
+    fit: Outputs
+    validation: Outputs
+    calibration: Outputs
+    test: Outputs | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was found out about the trained network; the model card shows it."""
+
+    decider: Decider
+    choice: ThresholdChoice | None
+    self_check: SelfCheck
+    gates: dict[str, EngineGate]
+    outputs: SplitOutputs
+    test_metrics: dict[str, Any] | None
+    validation_metrics: dict[str, Any]
+
+
+def pack(
+    trained: Trained, store: ModelStore, say: Callable[[str], None] = lambda message: None
+) -> Bundle:
+    """Make and register a bundle; it stands in the store whole, or not at all.
+
+    Raises `DataError` for splits too small, `EngineError` when an export does not agree with
+    torch, `BundleError` when the files cannot be written.
+    """
+    _check_splits(trained)
+    with store.registering(trained.name) as (version, directory, seal):
+        say("exporting")
+        export_network(trained.network, directory, trained.input.size)
+        findings = _find_out(trained, directory, say)
+        say("writing the bundle")
+        manifest = _manifest(trained, version, findings)
+        save_arrays(directory / OUTLIER, _outlier_arrays(trained, findings))
+        _write_reference(directory / REFERENCE, manifest, trained, findings)
+        write_model_card(directory / REPORT, manifest, trained, findings)
+        return seal(manifest)
+
+
+def _check_splits(trained: Trained) -> None:
+    if len(trained.fit) < 2 * NEIGHBOURS:
+        raise DataError(
+            f"{len(trained.fit)} images to fit on; at least {2 * NEIGHBOURS} are needed"
+        )
+    for name in ("validation", "calibration"):
+        if not len(getattr(trained, name)):
+            raise DataError(f"the {name} split has no images; give more images, or other splits")
+
+
+def _find_out(trained: Trained, directory: Path, say: Callable[[str], None]) -> Findings:
+    """Choose the precision, then everything that depends on the outputs it gives."""
+    by_torch = run_network(trained.network, trained.validation.images)
+    first = trained.validation.images[:EXPORT_CHECK_IMAGES]
+    check_exports(directory, first, Outputs(*(part[: len(first)] for part in by_torch)))
+    engine, on_validation = _choose_precision(trained, directory, by_torch)
+    say(f"running every split with OpenVINO {engine.precision}")
+    outputs = _run_splits(trained, engine, on_validation)
+    say("calibrating, tuning, checking")
+    decider, choice = _decider(trained, outputs)
+    validation_metrics = assess(decider, on_validation, trained.validation.targets)
+    test_metrics = None
+    if outputs.test is not None:
+        test_metrics = assess(decider, outputs.test, trained.test.targets)
+
+    def judge(images: Pixels) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        foreign = run_engine(engine, images)
+        return decider.scores(foreign), decider.flags(foreign)
+
+    return Findings(
+        decider=decider,
+        choice=choice,
+        self_check=check_outlier_score(
+            trained.validation.images, decider.scores(on_validation), judge, seed=trained.seed
+        ),
+        gates={
+            "openvino": _gate(engine.precision, decider, trained, by_torch, on_validation),
+            "torch": _gate("f32", decider, trained, by_torch, by_torch),
+        },
+        outputs=outputs,
+        test_metrics=test_metrics,
+        validation_metrics=validation_metrics,
+    )
+
+
+def _choose_precision(
+    trained: Trained, directory: Path, by_torch: Outputs
+) -> tuple[OpenVinoEngine, Outputs]:
+    """bfloat16 where it decides as float32 does on validation, else float32."""
+    wanted = _raw_labels(by_torch.logits, trained.task)
+    for precision in ("bf16", "f32"):
+        engine = OpenVinoEngine(directory, threads=0, precision=precision)
+        outputs = run_engine(engine, trained.validation.images)
+        same = _raw_labels(outputs.logits, trained.task) == wanted
+        if same.mean() >= LEAST_LABEL_AGREEMENT:
+            break
+    return engine, outputs
+
+
+def _raw_labels(logits: NDArray[np.float32], task: Task) -> NDArray[Any]:
+    return logits.argmax(axis=1) if task == "single" else logits > 0
+
+
+def _run_splits(trained: Trained, engine: OpenVinoEngine, on_validation: Outputs) -> SplitOutputs:
+    fit_rows = trained.fit.sample(2 * BANK_LIMIT, trained.seed)
+    return SplitOutputs(
+        fit_rows=fit_rows,
+        fit=run_engine(engine, fit_rows.images),
+        validation=on_validation,
+        calibration=run_engine(engine, trained.calibration.images),
+        test=run_engine(engine, trained.test.images) if len(trained.test) else None,
+    )
+
+
+def _decider(trained: Trained, outputs: SplitOutputs) -> tuple[Decider, ThresholdChoice | None]:
+    calibration, thresholds, choice = _calibrate_and_tune(trained, outputs.validation)
+    outlier = OutlierModel.fit(outputs.fit.embedding, outputs.fit.logits, seed=trained.seed)
+    decider = Decider(
+        trained.task, trained.classes, calibration, thresholds, outlier, trained.alpha
+    )
+    calibrated = outlier.calibrated(decider.scores(outputs.calibration))
+    return (
+        Decider(trained.task, trained.classes, calibration, thresholds, calibrated, trained.alpha),
+        choice,
+    )
+
+
+def _calibrate_and_tune(
+    trained: Trained, validation: Outputs
+) -> tuple[Calibration, Thresholds, ThresholdChoice | None]:
+    targets = trained.validation.targets
+    if trained.task == "multi":
+        calibration = fit_platt(validation.logits, targets)
+        chances = probabilities(validation.logits, calibration, "multi")
+        choice = tune_global_threshold(chances, targets, seed=trained.seed)
+        return calibration, choice.to_thresholds(), choice
+    labelled = targets >= 0
+    calibration = fit_temperature(validation.logits[labelled], targets[labelled])
+    if not trained.none_allowed:
+        return calibration, Thresholds(objective="most probable class"), None
+    chances = probabilities(validation.logits[labelled], calibration, "single")
+    choice = tune_none_threshold(
+        chances, targets[labelled], in_class_loss=NONE_LABEL_LOSS, seed=trained.seed
+    )
+    return calibration, choice.to_thresholds(), choice
+
+
+def _gate(
+    precision: str, decider: Decider, trained: Trained, by_torch: Outputs, outputs: Outputs
+) -> EngineGate:
+    """Hold an engine's decisions on validation against torch in float32."""
+    expected, given = decider.probabilities(by_torch), decider.probabilities(outputs)
+    labels, torch_labels = (
+        decide(chances, decider.thresholds, decider.classes, decider.task)
+        for chances in (given, expected)
+    )
+    agreement = float(np.mean([a == b for a, b in zip(labels, torch_labels, strict=True)]))
+    accuracy, torch_accuracy = (
+        _share_right(found, trained.validation.targets, decider) for found in (labels, torch_labels)
+    )
+    return EngineGate(
+        precision=precision,
+        label_agreement=agreement,
+        largest_probability_difference=float(np.abs(given - expected).max()),
+        accuracy=accuracy,
+        flagged_share=float(decider.flags(outputs).mean()),
+        passed=agreement >= LEAST_LABEL_AGREEMENT
+        and accuracy >= torch_accuracy - MOST_ACCURACY_LOST,
+    )
+
+
+def _share_right(labels: list[list[str]], targets: NDArray[Any], decider: Decider) -> float:
+    truth = decider.label_names(targets)
+    return float(np.mean([a == b for a, b in zip(labels, truth, strict=True)]))
+
+
+def _manifest(trained: Trained, version: str, findings: Findings) -> Manifest:
+    decider = findings.decider
+    metrics = findings.test_metrics or findings.validation_metrics
+    return Manifest(
+        name=trained.name,
+        version=version,
+        created=datetime.now(UTC),
+        task=trained.task,
+        none_allowed=trained.none_allowed,
+        classes=trained.classes,
+        architecture=trained.architecture,
+        embedding_size=findings.outputs.validation.embedding.shape[1],
+        input=trained.input,
+        calibration=decider.calibration,
+        thresholds=decider.thresholds,
+        threshold_evidence=findings.choice.to_dict() if findings.choice else {},
+        outlier=_outlier_summary(trained, findings),
+        engines=findings.gates,
+        metrics=headline_metrics(metrics),
+        metrics_split="validation" if findings.test_metrics is None else "test",
+        data=trained.data,
+        training=dict(trained.settings),
+        libraries={name: library_version(name) for name in LIBRARIES},
+    )
+
+
+def _outlier_summary(trained: Trained, findings: Findings) -> OutlierSummary:
+    outlier = findings.decider.outlier
+    count = len(outlier.calibration)
+    promise = f"{count} calibration images: the smallest rate is {outlier.smallest_alpha:.2g}"
+    if outlier.smallest_alpha > trained.alpha:
+        promise += f", so at {trained.alpha:g} nothing is ever flagged; set PLUMBLINE_ALPHA higher"
+    return OutlierSummary(
+        alpha=trained.alpha,
+        calibration_images=count,
+        smallest_alpha=outlier.smallest_alpha,
+        self_check={kind.kind: kind.auroc for kind in findings.self_check.kinds},
+        self_check_passed=findings.self_check.passed,
+        statement=f"{findings.self_check.statement} {promise}.",
+    )
+
+
+def _outlier_arrays(trained: Trained, findings: Findings) -> dict[str, NDArray[Any]]:
+    """The score, and per evidence stream the sorted reference and bin edges.
+
+    References come from the calibration split, edges from the fit split: a bag over edges from
+    its own data would not be valid.
+    """
+    outputs = findings.outputs
+    reference = _streams(findings.decider, outputs.calibration, trained.calibration.images)
+    fit = _streams(findings.decider, outputs.fit, outputs.fit_rows.images)
+    quantiles = np.linspace(0, 1, EVIDENCE_BINS + 1)[1:-1]
+    arrays = findings.decider.outlier.to_arrays()
+    for name, values in reference.items():
+        arrays[f"reference.{name}"] = np.sort(values)
+        if name != "predicted_class":  # its bins are the classes themselves
+            arrays[f"edges.{name}"] = np.unique(np.quantile(fit[name], quantiles))
+    return arrays
+
+
+def _streams(decider: Decider, outputs: Outputs, images: Pixels) -> dict[str, NDArray[np.float32]]:
+    """The seven evidence streams, N each; predicted_class is an index, C standing for none."""
+    scores, components = decider.outlier.score(outputs.embedding, outputs.logits)
+    chances = decider.probabilities(outputs)
+    seen = [properties(image) for image in images]
+    accepted = np.where(chances >= decider.thresholds.as_array(decider.classes), chances, -1)
+    predicted = np.where(accepted.max(axis=1) < 0, len(decider.classes), accepted.argmax(axis=1))
+    streams = {
+        "outlier_score": scores,
+        "confidence": confidence(chances, decider.task),
+        "component_0": components[:, 0],
+        "component_1": components[:, 1],
+        "brightness": np.array([its.brightness for its in seen]),
+        "sharpness": np.array([its.sharpness for its in seen]),
+        "predicted_class": predicted,
+    }
+    return {name: np.asarray(values, np.float32) for name, values in streams.items()}
+
+
+def _write_reference(path: Path, manifest: Manifest, trained: Trained, findings: Findings) -> None:
+    """The records of the calibration split, as the service would have written them."""
+    decider, outputs = findings.decider, findings.outputs.calibration
+    chances = decider.probabilities(outputs)
+    scores, components = decider.outlier.score(outputs.embedding, outputs.logits)
+    p_values = decider.outlier.p_value(scores)
+    labels = decide(chances, decider.thresholds, decider.classes, decider.task)
+    sure = confidence(chances, decider.task)
+    records = []
+    for row, image in enumerate(trained.calibration.images):
+        seen: ImageProperties = properties(image)
+        records.append(
+            Record(
+                id=str(uuid_utils.uuid7()),
+                time=manifest.created,
+                model=manifest.tag,
+                stage="registered",
+                client="calibration",
+                image_sha256=hashlib.sha256(image.tobytes()).hexdigest(),
+                perceptual_hash=seen.perceptual_hash,
+                bytes=image.nbytes,
+                width=image.shape[1],
+                height=image.shape[0],
+                format="prepared",
+                brightness=seen.brightness,
+                contrast=seen.contrast,
+                sharpness=seen.sharpness,
+                logits=outputs.logits[row],
+                labels=labels[row],
+                confidence=float(sure[row]),
+                outlier_score=float(scores[row]),
+                p_value=float(p_values[row]),
+                flagged=bool(p_values[row] <= decider.alpha),
+                components=components[row],
+            )
+        )
+    write_records(path, records)

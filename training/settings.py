@@ -1,0 +1,67 @@
+"""Every knob of one training run, in one flat, typed place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from model.errors import SettingsError
+from training.augment import Augmentation
+
+PrecisionName = Literal["auto", "fp32", "fp32 channels_last", "bf16", "bf16 channels_last"]
+OptimizerName = Literal["sgd", "adamw"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of one run; the defaults suit `small-resnet` from scratch on small images.
+
+    Raises `SettingsError` for a value outside its range.
+    """
+
+    epochs: int = 10
+    batch_size: int = 256  # images
+    learning_rate: float = 0.2  # the peak of the cycle; of the head, where rates are sliced
+    body_learning_rate: float | None = None  # of the first layers; None: the same everywhere
+    optimizer: OptimizerName = "sgd"
+    weight_decay: float = 5e-4  # on matrices and kernels; never on biases and norms
+    warmup_share: float = 0.25  # of all steps, spent climbing to the peak
+    label_smoothing: float = 0.1  # single-label alone
+    flip: bool = True
+    shift_share: float = 0.07  # of the side; 2 px at 28
+    erase_probability: float = 0.0
+    freeze_batch_norm: bool = False  # keep running statistics, for fine-tuning
+    precision: PrecisionName = "auto"  # auto: time a few batches of each, keep the fastest
+    device: str = "auto"  # auto: cuda where there is one, else cpu
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no training can use."""
+        for name in ("epochs", "batch_size", "learning_rate"):
+            _require(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
+        for name in ("warmup_share", "label_smoothing", "shift_share", "erase_probability"):
+            value = getattr(self, name)
+            _require(name, value, 0 <= value <= 1, "between 0 and 1")
+        _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        if self.body_learning_rate is not None:
+            in_order = 0 < self.body_learning_rate <= self.learning_rate
+            _require(
+                "body_learning_rate",
+                self.body_learning_rate,
+                in_order,
+                f"more than 0 and at most the learning rate of the head, {self.learning_rate}",
+            )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The part that `training.augment` reads."""
+        return Augmentation(self.flip, self.shift_share, self.erase_probability)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _require(name: str, value: float, holds: bool, valid: str) -> None:
+    if not holds:
+        raise SettingsError(f"{name} is {value}; it must be {valid}")
