@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from model.decision import Calibration, Task, Thresholds
@@ -154,7 +155,7 @@ def writing(directory: Path) -> Iterator[Path]:
         yield partial
         _flush_to_disk(partial)
         partial.rename(directory)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter where safetensors meets a full disk
         raise BundleError(f"the bundle {directory} could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -198,7 +199,7 @@ def load(directory: Path) -> Bundle:
 def _parse_manifest(data: bytes, path: Path) -> Manifest:
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}") from error
     schema = content.get("schema_number") if isinstance(content, dict) else None
     if schema != SCHEMA:
@@ -223,13 +224,27 @@ def _verify_files(directory: Path, manifest: Manifest) -> None:
         if relative.is_absolute() or ".." in relative.parts:
             raise BundleError(f"{directory / MANIFEST} names {name!r}, outside the bundle")
         path = directory / name
-        if not path.is_file() or path.is_symlink():
+        if not _is_own_file(path, directory):
             raise BundleError(f"{path} is missing from the bundle {manifest.tag}")
-        if file_sha256(path) != expected:
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error}") from error
+        if found != expected:
             raise BundleError(
                 f"{path} is corrupt: its SHA-256 is not the one in the manifest."
                 " Restore the file, or train again"
             )
+
+
+def _is_own_file(path: Path, directory: Path) -> bool:
+    """Whether a regular file lies there, and no link on the way leads elsewhere."""
+    try:
+        return path.is_file() and path.resolve() == directory.resolve() / path.relative_to(
+            directory
+        )
+    except OSError:  # a name that is too long
+        return False
 
 
 def save_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:

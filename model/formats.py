@@ -6,6 +6,8 @@ header claims.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +19,12 @@ _JPEG_SIGNATURE = b"\xff\xd8\xff"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Start-of-frame markers: all of 0xC0..0xCF but DHT (C4), JPG (C8) and DAC (CC).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Baseline, extended and progressive with Huffman codes, and arithmetic where decoders have it.
+_JPEG_DECODABLE = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
+_JPEG_SCANS_LIMIT = 64
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff]")
+_PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _JPEG_WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
 
 
@@ -65,30 +73,92 @@ def sniff(data: bytes) -> Format:
     )
 
 
-def _jpeg_header(data: bytes) -> Header:
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of the content of each JPEG segment before the first scan."""
     position = 2
-    while position + 9 <= len(data):
-        if data[position] != 0xFF:
-            break
+    while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
         elif marker in _JPEG_WITHOUT_LENGTH:
             position += 2
-        elif marker in _JPEG_FRAMES:
-            return _jpeg_frame(data, position)
+        elif marker in (_JPEG_SCAN, _JPEG_END):
+            break
         else:
-            position += 2 + _big_endian(data, position + 2, 2)
+            end = position + 2 + _big_endian(data, position + 2, 2)
+            yield marker, position + 4, end
+            position = end
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of the content of each whole PNG chunk, IEND included.
+
+    Raises `ImageError` `undecodable` when the bytes end before IEND.
+    """
+    position = len(_PNG_SIGNATURE)
+    while True:
+        start = position + 8
+        end = start + _big_endian(data, position, 4)
+        if end + 4 > len(data):
+            raise ImageError("undecodable", "the PNG is truncated: it has no IEND chunk")
+        kind = data[position + 4 : start]
+        yield kind, start, end
+        if kind == b"IEND":
+            return
+        position = end + 4
+
+
+def still_png(data: bytes) -> bytes:
+    """A whole PNG reduced to what its first picture needs.
+
+    Animation, texts and colour profiles go: decoders warn about broken ones, or unpack them at
+    length, and none of them changes the pixels that a model sees.
+    """
+    chunks = [
+        data[start - 8 : end + 4] for kind, start, end in png_chunks(data) if kind in _PNG_NEEDED
+    ]
+    return b"".join([_PNG_SIGNATURE, *chunks])
+
+
+def too_many_jpeg_scans(data: bytes) -> bool:
+    """Whether a JPEG has more scans than any encoder writes.
+
+    Each costs a pass over all pixels and a few bytes: ten megabytes can hold an hour of work.
+    """
+    if data.count(b"\xff\xda") <= _JPEG_SCANS_LIMIT:  # cheap, and true for honest images
+        return False
+    scans, position = 0, 2
+    while scans <= _JPEG_SCANS_LIMIT and (found := _JPEG_MARKER.search(data, position)):
+        position = found.end()
+        marker = data[position - 1]
+        if marker == _JPEG_END:
+            break
+        scans += marker == _JPEG_SCAN
+        if marker not in _JPEG_WITHOUT_LENGTH:
+            position += max(2, _big_endian(data, position, 2))
+    return scans > _JPEG_SCANS_LIMIT
+
+
+def _jpeg_header(data: bytes) -> Header:
+    for marker, start, _ in jpeg_segments(data):
+        if marker in _JPEG_FRAMES and start + 5 <= len(data):
+            return _jpeg_frame(data, marker, start)
     raise ImageError("undecodable", "the JPEG ends or breaks off before its frame header")
 
 
-def _jpeg_frame(data: bytes, position: int) -> Header:
-    if data[position + 4] != 8:
+def _jpeg_frame(data: bytes, marker: int, start: int) -> Header:
+    if marker not in _JPEG_DECODABLE:
         raise ImageError(
             "unsupported_type",
-            f"the JPEG has {data[position + 4]} bits a sample; only 8 are supported",
+            f"the JPEG is of kind SOF{marker - 0xC0} (lossless or hierarchical);"
+            " only baseline, extended and progressive are supported",
         )
-    return Header("jpeg", _big_endian(data, position + 7, 2), _big_endian(data, position + 5, 2))
+    if data[start] != 8:
+        raise ImageError(
+            "unsupported_type",
+            f"the JPEG has {data[start]} bits a sample; only 8 are supported",
+        )
+    return Header("jpeg", _big_endian(data, start + 3, 2), _big_endian(data, start + 1, 2))
 
 
 def _png_header(data: bytes) -> Header:

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import socket
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlparse
@@ -38,6 +39,9 @@ class Network(nn.Module):
     `memory_format` is the layout that the body works in; `use_memory_format` changes it.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, body: nn.Module, embedding_size: int, class_count: int, spec: InputSpec
     ) -> None:
@@ -63,7 +67,7 @@ class Network(nn.Module):
     def use_memory_format(self, memory_format: torch.memory_format) -> None:
         """Lay out weights and activations as torch.contiguous_format or torch.channels_last."""
         self.memory_format = memory_format
-        self.to(memory_format=memory_format)  # type: ignore[call-overload]  # stub lacks it
+        self.to(memory_format=memory_format)
 
     def body_parameters(self) -> list[nn.Parameter]:
         """Everything that pretrained weights fill."""
@@ -103,7 +107,7 @@ class SmallResNet(nn.Module):
         self.stem = _convolution(3, _SMALL_RESNET_STEM, 3, 1)
         widths = (_SMALL_RESNET_STEM, *_SMALL_RESNET_WIDTHS)
         self.stages = nn.Sequential(
-            *(ResidualBlock(before, after, 2) for before, after in zip(widths, widths[1:]))
+            *(ResidualBlock(before, after, 2) for before, after in pairwise(widths))
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -113,23 +117,26 @@ class SmallResNet(nn.Module):
 
 
 def create_network(
-    architecture: str, class_count: int, spec: InputSpec, *, pretrained: bool = False
+    architecture: str,
+    class_count: int,
+    spec: InputSpec,
+    *,
+    pretrained: bool = False,
+    seed: int = 0,
 ) -> Network:
     """Build `small-resnet` or any timm architecture with a fresh linear head.
 
-    `pretrained` fetches timm's own weights for the body from the Hugging Face hub.
+    `pretrained` fetches timm's own weights for the body from the Hugging Face hub; `seed` draws
+    all other weights and leaves the global random state alone.
     Raises `SettingsError` for an unknown architecture and for weights that cannot be had.
     """
-    if architecture == SMALL_RESNET:
-        if pretrained:
-            raise SettingsError(
-                f"{SMALL_RESNET} has no pretrained weights; train it from scratch, or choose a "
-                f"timm architecture such as {PACKAGE_ARCHITECTURE}"
-            )
-        body: nn.Module = SmallResNet()
-    else:
-        body = _timm_body(architecture, spec, pretrained)
-    return Network(body, _embedding_size(body, spec), class_count, spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if architecture == SMALL_RESNET:
+            body = _small_resnet(pretrained)
+        else:
+            body = _timm_body(architecture, spec, pretrained)
+        return Network(body, _embedding_size(body, spec), class_count, spec)
 
 
 def default_input_spec(architecture: str) -> InputSpec:
@@ -139,7 +146,7 @@ def default_input_spec(architecture: str) -> InputSpec:
     import timm
 
     _check_architecture(architecture)
-    config = timm.get_pretrained_cfg(architecture) or timm.models.PretrainedCfg()
+    config: Any = timm.get_pretrained_cfg(architecture) or timm.models.PretrainedCfg()
     return InputSpec(
         size=config.input_size[-1],
         crop=config.crop_pct,
@@ -234,6 +241,15 @@ def _embedding_size(body: nn.Module, spec: InputSpec) -> int:
     return int(features.shape[1])
 
 
+def _small_resnet(pretrained: bool) -> nn.Module:
+    if pretrained:
+        raise SettingsError(
+            f"{SMALL_RESNET} has no pretrained weights; train it from scratch, or choose a timm "
+            f"architecture such as {PACKAGE_ARCHITECTURE}"
+        )
+    return SmallResNet()
+
+
 def _timm_body(architecture: str, spec: InputSpec, pretrained: bool) -> nn.Module:
     import timm
 
@@ -243,10 +259,10 @@ def _timm_body(architecture: str, spec: InputSpec, pretrained: bool) -> nn.Modul
     if config is not None and config.fixed_input_size:
         options["img_size"] = spec.size
     if not pretrained:
-        return cast(nn.Module, timm.create_model(architecture, **options))
+        return timm.create_model(architecture, **options)
     _check_pretrained(architecture, config)
     try:
-        return cast(nn.Module, timm.create_model(architecture, pretrained=True, **options))
+        return timm.create_model(architecture, pretrained=True, **options)
     except Exception as error:  # the hub's clients raise almost anything when offline
         raise SettingsError(_no_pretrained(architecture, str(error).splitlines()[0])) from error
 

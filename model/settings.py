@@ -78,6 +78,9 @@ def read_settings(kind: type[Settings], **given: Any) -> Settings:
 
     Raises `SettingsError` naming the setting, the value and what is valid.
     """
+    path = config_file()
+    if path is not None and not path.is_file():
+        raise SettingsError(f"{CONFIG_FILE_VARIABLE} names {path}, which is no file")
     present = {name: value for name, value in given.items() if value is not None}
     try:
         return kind(**present)
@@ -85,8 +88,8 @@ def read_settings(kind: type[Settings], **given: Any) -> Settings:
         first = error.errors()[0]
         name = PREFIX + "_".join(map(str, first["loc"])).upper()
         raise SettingsError(f"{name}={first['input']!r}: {first['msg']}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{config_file()} is not TOML: {error}") from error
+    except (OSError, ValueError) as error:  # of the TOML file
+        raise SettingsError(f"the settings file {config_file()} cannot be read: {error}") from error
 
 
 def config_file() -> Path | None:

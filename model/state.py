@@ -6,6 +6,7 @@ one.
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,8 @@ STAGES = ("registered", "shadow", "canary", "champion", "retired")
 HEAD_REVISION = "0001"
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+
+_upgrading = threading.Lock()
 
 metadata = MetaData()
 
@@ -131,8 +134,8 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _configure(connection: object, _: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()  # type: ignore[attr-defined]
-        cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA busy_timeout=10000")
+        cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()
 
@@ -158,7 +161,7 @@ def _upgrade(engine: Engine) -> None:
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     found = _revision(engine)
     if found is not None and found not in known:
@@ -166,6 +169,8 @@ def _upgrade(engine: Engine) -> None:
             f"the state database {engine.url.render_as_string()} has schema {found};"
             f" this Plumbline knows up to {HEAD_REVISION}. Use a newer Plumbline"
         )
-    with engine.connect() as connection, connection.begin():
+    # Alembic's context is global to the process; the write lock holds off other processes, whose
+    # upgrade then finds nothing left to do.
+    with _upgrading, write_transaction(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

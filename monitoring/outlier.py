@@ -103,13 +103,16 @@ class OutlierModel:
         scores = ((parts - self.location) / self.scale).sum(axis=1)
         return scores.astype(np.float32), components[:, :RECORD_COMPONENTS]
 
-    def p_value(self, scores: FloatArray) -> FloatArray:
-        """Conformal p-values (N): (1 + number of calibration scores >= score) / (n + 1)."""
+    def p_value(self, scores: FloatArray) -> NDArray[np.float64]:
+        """Conformal p-values (N): (1 + number of calibration scores >= score) / (n + 1).
+
+        In float64: rounded to float32, 1 / 20 would lie above an alpha of 0.05.
+        """
         count = len(self.calibration)
         if count == 0:
             raise ValueError("the outlier model has no calibration scores; call calibrated() first")
         at_least = count - np.searchsorted(self.calibration, scores, side="left")
-        return ((1 + at_least) / (count + 1)).astype(np.float32)
+        return np.asarray((1 + at_least) / (count + 1))
 
     @property
     def smallest_alpha(self) -> float:
@@ -158,14 +161,13 @@ def _coordinates(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Principal components (N x K), those of the unit embedding (N x K), residual length (N)."""
     centred = embedding - center
-    components = centred @ basis
+    components = np.asarray(centred @ basis, np.float32)
     squared = np.einsum("nd,nd->n", centred, centred)
     length = np.sqrt(np.maximum(squared, 1e-12))
     principal = components[:, :vim_dimensions]
     inside = np.einsum("nk,nk->n", principal, principal)
     residual = np.sqrt(np.maximum(squared - inside, 0))
     unit = np.asarray(components / length[:, None], np.float32)
-    components = np.asarray(components, np.float32)
     return components, unit, np.asarray(residual, np.float32)
 
 

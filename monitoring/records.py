@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,10 +136,16 @@ class RecordSink:
         self._flush_seconds = flush_seconds
         self._file_rows = file_rows
         self._stopping = threading.Event()
-        self.dropped = 0
+        self._dropped_at_the_door = 0
+        self._dropped_unwritten = 0
         self.written = 0
         self._thread = threading.Thread(target=self._run, name="record-sink", daemon=True)
         self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Records that were dropped since the start; each part is counted by one thread."""
+        return self._dropped_at_the_door + self._dropped_unwritten
 
     @property
     def waiting(self) -> int:
@@ -150,7 +157,7 @@ class RecordSink:
         try:
             self._queue.put_nowait(record)
         except queue.Full:
-            self.dropped += 1
+            self._dropped_at_the_door += 1
 
     def close(self) -> None:
         """Write what is waiting and stop; returns when all is on disk or was dropped."""
@@ -177,8 +184,9 @@ class RecordSink:
         return records
 
     def _write(self, records: list[Record]) -> None:
-        folder = f"{self._root}/date={datetime.now(UTC):%Y-%m-%d}"
-        name = f"{datetime.now(UTC):%H%M%S%f}-{uuid.uuid4().hex[:12]}"
+        now = datetime.now(UTC)
+        folder = f"{self._root}/date={now:%Y-%m-%d}"
+        name = f"{now:%H%M%S%f}-{uuid.uuid4().hex[:12]}"
         partial, final = f"{folder}/.{name}.partial", f"{folder}/{name}.parquet"
         try:
             self._files.makedirs(folder, exist_ok=True)
@@ -186,11 +194,16 @@ class RecordSink:
                 pyarrow.parquet.write_table(to_table(records), file, compression="zstd")
             self._files.mv(partial, final)
             self.written += len(records)
-        except (OSError, pa.ArrowException) as error:
-            self.dropped += len(records)
+        except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
+            self._dropped_unwritten += len(records)
+            self._remove(partial)
             log.error(
                 "%d records were dropped: %s cannot be written: %s", len(records), final, error
             )
+
+    def _remove(self, partial: str) -> None:
+        with suppress(Exception):
+            self._files.rm_file(partial)
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

@@ -12,13 +12,10 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import (
-    MultipartCallbacks,
-    MultipartParser,
-    parse_options_header,
-)
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from model.errors import ImageError
@@ -26,6 +23,9 @@ from model.formats import Header
 from model.images import ImageProperties, InputSpec, Pixels, check, prepare_checked, properties
 from service.errors import RequestError, deadline_exceeded
 from service.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 _BYTES_A_PIXEL = 4
 _PLAIN_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
@@ -99,7 +99,7 @@ class Admission:
     async def read_body(self, request: Request, limit: int) -> bytes:
         """Read a body of at most `limit` bytes, without reading the rest of a longer one."""
         declared = request.headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > limit:
+        if declared.isdecimal() and int(declared) > limit:
             raise _too_large(int(declared), limit)
         try:
             async with asyncio.timeout(self._settings.body_timeout_seconds):

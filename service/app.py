@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from model.settings import read_settings
 from service.errors import unavailable
 from service.http import error_response
+from service.logs import configure_logging
 from service.settings import ServiceSettings
 from service.worker import Worker
 
@@ -54,6 +55,7 @@ class Plumbline:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """Put the parts together; loading goes on in the background, `/readyz` tells."""
+        configure_logging()
         Plumbline.worker = Worker(SETTINGS)
         Plumbline.worker.start()
 

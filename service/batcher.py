@@ -64,6 +64,7 @@ class Batcher(Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._images_per_second = 10.0
         self._loop_task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     def start(self) -> None:
         """Start taking batches, in the running event loop."""
@@ -71,8 +72,9 @@ class Batcher(Generic[Item, Result]):
 
     async def stop(self) -> None:
         """Stop after the batch in flight; what still waits is cancelled."""
+        self._stopping = True
+        self._arrived.set()
         if self._loop_task is not None:
-            self._loop_task.cancel()
             await asyncio.wait([self._loop_task])
         for pending in self._queue:
             pending.answer.cancel()
@@ -123,6 +125,8 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
+            if self._stopping:
+                return
             batch = self._take()
             if not batch:
                 self._arrived.clear()
@@ -154,7 +158,10 @@ class Batcher(Generic[Item, Result]):
     def _compute(self, batch: Sequence[_Pending[Item, Result]]) -> Sequence[Result | Exception]:
         items = [pending.item for pending in batch]
         try:
-            return self._run(batch[0].key, items)
+            results = self._run(batch[0].key, items)
+            if len(results) != len(items):
+                raise RuntimeError(f"{len(items)} items gave {len(results)} results")
+            return results
         except Exception as error:
             if len(batch) == 1:
                 log.exception("an item failed")

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.requests import Request
@@ -52,7 +53,8 @@ class Clients:
         # A page in a browser can be made to call loopback under a name of its own (DNS
         # rebinding); without keys only the Host header shows it.
         host = request.headers.get("host", "").lower()
-        name = host.rpartition(":")[0] if host[-1:].isdigit() and ":" in host else host
+        before, _, port = host.rpartition(":")
+        name = before if before and port.isdecimal() else host
         if not self._anyone and name not in _LOOPBACK_NAMES:
             raise RequestError(
                 "forbidden",
@@ -69,9 +71,12 @@ def _installation_secret(home: Path) -> bytes:
     """The secret of this home folder, made once; two workers that start at once agree on one."""
     path = home / _SECRET_FILE
     home.mkdir(parents=True, exist_ok=True)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    if not path.exists():
+        # Written whole under another name first: nobody ever reads half a secret.
+        own = path.with_name(f".{_SECRET_FILE}.{secrets.token_hex(4)}")
+        with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):
+            os.link(own, path)
+        own.unlink()
     return path.read_bytes()

@@ -23,7 +23,7 @@ def parse_feedback(body: bytes, classes: Collection[str]) -> tuple[str, list[str
     except (ValueError, RecursionError) as error:
         raise RequestError("malformed", f"the body is not JSON: {error}") from None
     if not isinstance(content, dict) or set(content) != {"id", "labels"}:
-        raise RequestError("malformed", 'valid is {"id": "...", "labels": ["...", ...]}')
+        raise RequestError("invalid", 'valid is {"id": "...", "labels": ["...", ...]}')
     return _valid_id(content["id"]), _valid_labels(content["labels"], classes)
 
 
@@ -40,7 +40,7 @@ def _refuse_id(given: object) -> str:
 
 def _valid_labels(given: object, classes: Collection[str]) -> list[str]:
     if not isinstance(given, list) or not all(isinstance(label, str) for label in given):
-        raise RequestError("malformed", "labels must be a list of class names")
+        raise RequestError("invalid", "labels must be a list of class names")
     if len(given) > LIMIT_LABELS:
         raise RequestError("invalid", f"{len(given)} labels; at most {LIMIT_LABELS} are taken")
     unknown = [label for label in given if label not in classes]
@@ -70,5 +70,5 @@ def store_feedback(
         count = connection.scalar(select(func.count()).select_from(feedback)) or 0
         if count > limit:
             oldest = select(feedback.c.received_at).order_by(feedback.c.received_at)
-            edge = connection.scalar(oldest.offset(count - limit).limit(1))
-            connection.execute(delete(feedback).where(feedback.c.received_at < edge))
+            edge = connection.scalar(oldest.offset(count - limit - 1).limit(1))
+            connection.execute(delete(feedback).where(feedback.c.received_at <= edge))

@@ -197,24 +197,10 @@ class Door:
     def _prediction(
         self, image: Admitted, answer: Answer[Judgement], predictor: Predictor, client: str
     ) -> dict[str, Any]:
-        judgement = answer.result
         prediction_id = str(uuid_utils.uuid7())
-        self._records.offer(_record(prediction_id, image, answer, predictor, client))
+        self._records.offer(make_record(prediction_id, image, answer, predictor, client))
         _count(image, answer)
-        chances = map(float, judgement.probabilities)
-        return {
-            "id": prediction_id,
-            "labels": judgement.labels,
-            "probabilities": dict(
-                zip(predictor.classes, (round(p, 6) for p in chances), strict=True)
-            ),
-            "out_of_domain": {
-                "flagged": judgement.flagged,
-                "p_value": round(judgement.p_value, 6),
-                "score": round(judgement.score, 4),
-            },
-            "error": None,
-        }
+        return {"id": prediction_id, **answer.result.as_answer(predictor.classes), "error": None}
 
 
 def _answering(
@@ -304,13 +290,14 @@ def _count(image: Admitted, answer: Answer[Judgement]) -> None:
         metrics.LABELS.labels(label).inc()
 
 
-def _record(
+def make_record(
     prediction_id: str,
     image: Admitted,
     answer: Answer[Judgement],
     predictor: Predictor,
     client: str,
 ) -> Record:
+    """The record of one prediction."""
     judgement = answer.result
     return Record(
         id=prediction_id,

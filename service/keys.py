@@ -9,16 +9,20 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from model.errors import SettingsError
 
 Scope = Literal["predict", "feedback", "metrics"]
 SCOPES: tuple[str, ...] = get_args(Scope)
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+_LIMIT_NAME = 128  # characters; the state database has that much room for a client's name
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ def add_key(path: Path, name: str, scopes: Iterable[str]) -> str:
         raise SettingsError(
             f"unknown scopes {sorted(unknown)}; valid are one or more of: {', '.join(SCOPES)}"
         )
+    if not 0 < len(name.strip()) <= _LIMIT_NAME:
+        raise SettingsError(f"{name!r} is no name of a key; valid: 1 to {_LIMIT_NAME} characters")
     keys = _read(path) if path.exists() else []
     if any(key.name == name for key in keys):
         raise SettingsError(f"there is a key named {name!r} in {path}; give another name")
@@ -77,7 +83,7 @@ def _digest(secret: str) -> str:
 def _read(path: Path) -> list[ApiKey]:
     try:
         rows = json.loads(path.read_text())["keys"]
-        keys = [ApiKey(row["name"], frozenset(row["scopes"]), row["sha256"]) for row in rows]
+        keys = [_parse(row) for row in rows]
     except OSError as error:
         raise SettingsError(
             f"the API keys file {path} cannot be read: {error};"
@@ -88,6 +94,15 @@ def _read(path: Path) -> list[ApiKey]:
             f"{path} is no API keys file ({error!r}); valid is what `plumbline keys add` writes"
         ) from error
     return keys
+
+
+def _parse(row: dict[str, Any]) -> ApiKey:
+    name, scopes, digest = row["name"], row["scopes"], row["sha256"]
+    if not (isinstance(name, str) and isinstance(scopes, list) and set(scopes) <= set(SCOPES)):
+        raise ValueError(f"the key {name!r} has the scopes {scopes!r}")
+    if not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+        raise ValueError(f"the key {name!r} has no SHA-256")
+    return ApiKey(name, frozenset(scopes), digest)
 
 
 def _write(path: Path, keys: list[ApiKey]) -> None:

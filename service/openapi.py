@@ -125,7 +125,7 @@ def _paths(settings: ServiceSettings) -> dict[str, Any]:
     }
     kinds = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
     predict = _operation(
-        "Classify one image, or 1 to 64 as multipart parts named 'image'.",
+        f"Classify one image, or 1 to {settings.limit_parts} as multipart parts named 'image'.",
         f"JPEG, PNG or WebP of at most {settings.limit_part_bytes} bytes and"
         f" {settings.limit_pixels} pixels.",
         200,

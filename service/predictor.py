@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,19 @@ class Judgement:
     flagged: bool
     logits: NDArray[np.float32]
     components: NDArray[np.float32]
+
+    def as_answer(self, classes: Sequence[str]) -> dict[str, Any]:
+        """The judgement as the HTTP contract writes it, without id and error."""
+        chances = [round(float(chance), 6) for chance in self.probabilities]
+        return {
+            "labels": self.labels,
+            "probabilities": dict(zip(classes, chances, strict=True)),
+            "out_of_domain": {
+                "flagged": self.flagged,
+                "p_value": round(self.p_value, 6),
+                "score": round(self.score, 4),
+            },
+        }
 
 
 class Predictor:

@@ -86,6 +86,11 @@ class ServiceSettings(MonitoringSettings):
             raise ValueError("valid is ADDRESS:PORT, for example 127.0.0.1:3000")
         return value
 
+    def listening_on(self, host: str | None, port: int | None) -> ServiceSettings:
+        """The same settings with another address or port."""
+        serve_on = f"{host or self.host}:{port or self.port}"
+        return self.model_copy(update={"serve_on": serve_on})
+
     @property
     def host(self) -> str:
         """The address to listen on."""

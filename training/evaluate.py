@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.bundle import Metric
+from model.bundle import OUTLIER, Manifest, Metric
 from model.decision import Calibration, Task, Thresholds, probabilities
-from model.engines import Engine, Outputs
+from model.engines import Engine, Outputs, load_engine
+from model.errors import DataError
 from model.images import Pixels
+from model.store import ModelStore
 from monitoring.outlier import OutlierModel
+from training.loading import LoadedSplit, load
 from training.metrics import evaluate, wilson_interval
+from training.sources import open_source
+from training.splits import Split
 
 BATCH = 64
 
@@ -95,3 +100,65 @@ def headline_metrics(found: dict[str, Any]) -> dict[str, Metric]:
             low, high = intervals.get(name) or (None, None)
             headlines[name] = Metric(value=value, low=low, high=high)
     return headlines
+
+
+def evaluate_version(
+    store: ModelStore, reference: str, data: str, split: str, *, delimiter: str = " "
+) -> dict[str, Any]:
+    """Measure a version with the engine that serves it; `split` is test, valid or all.
+
+    The rows are dealt to splits as at training, so that test rows stay test rows. Raises
+    `DataError` for classes that the version does not know and for a split without rows.
+    """
+    bundle = store.load(store.find(reference))
+    manifest = bundle.manifest
+    source = open_source(
+        data,
+        task=manifest.task,
+        delimiter=delimiter,
+        seed=int(manifest.training.get("seed", 0)),
+        home=store.home,
+    )
+    loaded = load(source, manifest.input, store.home / "cache")
+    images, targets = _chosen_rows(loaded, split, data)
+    decider = Decider(
+        manifest.task,
+        manifest.classes,
+        manifest.calibration,
+        manifest.thresholds,
+        OutlierModel.from_arrays(bundle.arrays(OUTLIER)),
+        manifest.outlier.alpha,
+    )
+    engine = load_engine("openvino", bundle, threads=0)
+    in_order = _to_classes_of(manifest, source.classes, targets)
+    return assess(decider, run_engine(engine, images), in_order)
+
+
+def _chosen_rows(
+    loaded: dict[Split, LoadedSplit], split: str, data: str
+) -> tuple[Pixels, NDArray[Any]]:
+    wanted = {"test": [Split.TEST], "valid": [Split.VALIDATION], "all": list(Split)}[split]
+    parts = [loaded[name] for name in wanted if len(loaded[name].targets)]
+    if not parts:
+        there = ", ".join(f"{name}: {len(part.targets)}" for name, part in loaded.items())
+        raise DataError(f"{data} has no {split} images ({there}); choose another --split")
+    images = np.concatenate([part.images for part in parts]) if len(parts) > 1 else parts[0].images
+    return images, np.concatenate([part.targets for part in parts])
+
+
+def _to_classes_of(
+    manifest: Manifest, classes: list[str], targets: NDArray[Any]
+) -> NDArray[Any]:
+    """Targets by the data's class order -> by the model's."""
+    unknown = [name for name in classes if name not in manifest.classes]
+    if unknown:
+        raise DataError(
+            f"the data has classes that {manifest.tag} does not know: {', '.join(unknown[:5])};"
+            f" it knows {', '.join(manifest.classes)}"
+        )
+    index = np.array([manifest.classes.index(name) for name in classes])
+    if manifest.task == "single":
+        return np.where(targets >= 0, index[targets], -1)
+    reordered = np.zeros((len(targets), len(manifest.classes)), targets.dtype)
+    reordered[:, index] = targets
+    return reordered

@@ -27,6 +27,7 @@ from model.decision import Task
 from model.errors import DataError, PlumblineError
 from model.network import Network
 from training.augment import augment
+from training.loading import NONE_OF_THEM
 from training.schedule import discriminative_rates, one_cycle, one_cycle_momentum
 from training.settings import TrainingSettings
 
@@ -35,7 +36,6 @@ Targets = NDArray[Any]  # int64 N (single) or float32 N x C (multi)
 Floats = NDArray[np.float32]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-NONE_OF_THEM = -1  # target of a single-label item that belongs to no class
 _BODY_GROUPS = 2  # layer groups below the head that get rates of their own
 _TIMED_STEPS = 3
 _EVALUATION_BATCH = 500
@@ -48,7 +48,7 @@ class TrainingError(PlumblineError):
     """Training went wrong in a way that the user can mend, such as a loss that is not finite."""
 
 
-class Split(Protocol):
+class Samples(Protocol):
     """What the loop needs of `training.loading.LoadedSplit`."""
 
     @property
@@ -62,7 +62,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class Arrays:
-    """Inputs and targets in memory: the simplest `Split`."""
+    """Inputs and targets in memory: the simplest `Samples`."""
 
     images: Inputs
     targets: Targets
@@ -174,8 +174,8 @@ class Trainer:
     def __init__(
         self,
         network: nn.Module,
-        fit: Split,
-        validation: Split,
+        fit: Samples,
+        validation: Samples,
         settings: TrainingSettings,
         task: Task,
         *,
@@ -217,7 +217,8 @@ class Trainer:
         start = time.perf_counter()
         self.network.train()
         self.notify("before_epoch")
-        for self.images, self.targets in self.batches(epoch):
+        for batch in self.batches(epoch):
+            self.images, self.targets = batch
             self.notify("before_batch")
             self.predict()
             self.get_loss()
@@ -262,10 +263,10 @@ class Trainer:
             rows = np.sort(order[start : start + self.batch_size])
             yield self.to_device(self.fit_split, rows)
 
-    def to_device(self, split: Split, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def to_device(self, split: Samples, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Inputs and targets of some rows, as tensors."""
-        images = torch.from_numpy(np.ascontiguousarray(split.images[rows]))
-        targets = torch.from_numpy(np.ascontiguousarray(split.targets[rows]))
+        images = torch.from_numpy(np.asarray(split.images[rows]))
+        targets = torch.from_numpy(np.asarray(split.targets[rows]))
         return images.to(self.device), targets.to(self.device)
 
     def validate(self, epoch: int, start: float) -> EpochRecord:
@@ -439,8 +440,8 @@ class FineTuned:
 
 def train_from_scratch(
     network: Network,
-    fit: Split,
-    validation: Split,
+    fit: Samples,
+    validation: Samples,
     settings: TrainingSettings,
     task: Task,
     callbacks: Sequence[Callback] = (),
@@ -491,8 +492,8 @@ def fit_head(
 
 def fine_tune(
     network: Network,
-    fit: Split,
-    validation: Split,
+    fit: Samples,
+    validation: Samples,
     settings: TrainingSettings,
     task: Task,
     callbacks: Sequence[Callback] = (),
@@ -546,7 +547,8 @@ def predict_all(
     logits, embeddings = [], []
     with torch.inference_mode(), precision.autocast(device):
         for start in range(0, len(images), batch_size):
-            chunk = np.ascontiguousarray(images[start : start + batch_size])
+            # A copy: torch warns about memory-mapped arrays, which are read-only.
+            chunk = np.array(images[start : start + batch_size])
             batch_logits, embedding = network(torch.from_numpy(chunk).to(device))
             logits.append(batch_logits.float().cpu().numpy())
             embeddings.append(embedding.float().cpu().numpy())
@@ -585,7 +587,7 @@ def metric(logits: Floats, targets: Targets, task: Task) -> float:
 
 def trainable_rows(targets: Targets) -> NDArray[np.int64]:
     """Rows that can be learned: all but single-label ones without a class."""
-    rows = np.arange(len(targets)) if targets.ndim == 2 else np.flatnonzero(targets >= 0)
+    rows = np.arange(len(targets)) if targets.ndim == 2 else np.flatnonzero(targets != NONE_OF_THEM)
     if not len(rows):
         raise DataError("no labelled rows to train or validate on; label at least one image")
     return rows
@@ -631,8 +633,8 @@ def _step_seconds(
 
 def _fit_head_of(
     network: Network,
-    fit: Split,
-    validation: Split,
+    fit: Samples,
+    validation: Samples,
     settings: TrainingSettings,
     task: Task,
     callbacks: Sequence[Callback],
@@ -656,7 +658,7 @@ def _fit_head_of(
     return head
 
 
-def _standard_callbacks(settings: TrainingSettings, fit: Split) -> list[Callback]:
+def _standard_callbacks(settings: TrainingSettings, fit: Samples) -> list[Callback]:
     callbacks: list[Callback] = [ChoosePrecision(), OneCycle(), StopOnBadLoss(), Record()]
     if fit.images.ndim == 4:
         callbacks.append(Augment())

@@ -19,7 +19,7 @@ class TrainingSettings:
     Raises `SettingsError` for a value outside its range.
     """
 
-    epochs: int = 10
+    epochs: int = 10  # 0: the linear head alone, when fine-tuning
     batch_size: int = 256  # images
     learning_rate: float = 0.2  # the peak of the cycle; of the head, where rates are sliced
     body_learning_rate: float | None = None  # of the first layers; None: the same everywhere
@@ -37,11 +37,12 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that no training can use."""
-        for name in ("epochs", "batch_size", "learning_rate"):
+        for name in ("batch_size", "learning_rate"):
             _require(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
         for name in ("warmup_share", "label_smoothing", "shift_share", "erase_probability"):
             value = getattr(self, name)
             _require(name, value, 0 <= value <= 1, "between 0 and 1")
+        _require("epochs", self.epochs, self.epochs >= 0, "0 or more")
         _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         if self.body_learning_rate is not None:
             in_order = 0 < self.body_learning_rate <= self.learning_rate

@@ -1,0 +1,318 @@
+"""The command line: `plumbline`, one sub-command per job.
+
+Exit codes: 0 done, 1 the answer is no, 2 wrong use or bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from model.errors import BundleError, PlumblineError, SettingsError
+from model.settings import PREFIX, ModelSettings, read_settings, refuse_unknown
+from model.store import ModelStore, Version
+from plumbline.settings import ClientSettings
+from service.settings import ServiceSettings
+
+ALL_SETTINGS = (ServiceSettings, ClientSettings)
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class PlumblineGroup(click.Group):
+    """Turns our errors into one line on stderr and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Check the settings, then run the command."""
+        try:
+            refuse_unknown(list(ALL_SETTINGS))
+            return super().invoke(ctx)
+        except PlumblineError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=PlumblineGroup)
+@click.version_option(package_name="plumbline")
+def main() -> None:
+    """Train image classifiers, serve them, and watch for drift."""
+    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+
+
+def _store() -> ModelStore:
+    return ModelStore(read_settings(ModelSettings))
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def _print_json(content: Any) -> None:
+    click.echo(json.dumps(content, indent=1, default=str))
+
+
+class LearningRate(click.ParamType[tuple[float | None, float]]):
+    """LR, or LOW:HIGH for the first layers and the head."""
+
+    name = "LR|LOW:HIGH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float | None, float]:
+        """(lowest or None, highest)."""
+        try:
+            rates = [float(part) for part in str(value).split(":")]
+        except ValueError:
+            rates = []
+        if len(rates) not in (1, 2) or any(not 0 < rate < 100 for rate in rates):
+            self.fail(f"{value!r}: valid is a rate such as 1e-3, or a range such as 1e-5:1e-3")
+        return (rates[0] if len(rates) == 2 else None, rates[-1])
+
+
+@main.command()
+@click.option(
+    "--data",
+    required=True,
+    help="Folder of class folders, folder of idx files, CSV or Parquet file, or the word"
+    " fashion-mnist.",
+)
+@click.option("--name", required=True, help="Name of the model.")
+@click.option("--task", type=click.Choice(["single", "multi"]), help="Default: by the labels.")
+@click.option("--none", "none_allowed", is_flag=True, help="May say: none of the classes.")
+@click.option("--architecture", help="small-resnet or a name of timm's. Default: by the images.")
+@click.option("--weights", help="timm, package, a safetensors FILE, or a VERSION.")
+@click.option("--size", type=click.IntRange(8, 4096), help="Side of the input in pixels.")
+@click.option("--epochs", type=click.IntRange(1))
+@click.option("--learning-rate", type=LearningRate())
+@click.option("--batch-size", type=click.IntRange(1))
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--delimiter", default=" ", help="Parts the labels in a CSV. Default: a space.")
+@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out, and say so.")
+@click.option("--promote", is_flag=True, help="Make the new version champion.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, no progress.")
+def train(
+    learning_rate: tuple[float | None, float] | None,
+    promote: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a model, register it, and print its VERSION."""
+    from training.recipe import DEFAULT_ALPHA, TrainRequest, run_training
+
+    lowest, highest = learning_rate or (None, None)
+    settings = read_settings(ServiceSettings)
+    request = TrainRequest(
+        learning_rate=highest,
+        body_learning_rate=lowest,
+        alpha=settings.alpha or DEFAULT_ALPHA,
+        **options,
+    )
+    store = ModelStore(settings)
+    say = (lambda message: None) if as_json else _say
+    bundle = run_training(request, store, show_progress=not as_json, say=say)
+    manifest = bundle.manifest
+    if promote:
+        store.promote(manifest.tag)
+    if as_json:
+        _print_json(
+            {
+                "version": manifest.tag,
+                "stage": store.find(manifest.tag).stage,
+                "metrics_split": manifest.metrics_split,
+                "metrics": {name: its.value for name, its in manifest.metrics.items()},
+                "report": str(bundle.path("report.html")),
+            }
+        )
+        return
+    _say(f"report: {bundle.path('report.html')}")
+    click.echo(manifest.tag)
+
+
+@main.command()
+@click.argument("version")
+@click.option("--data", required=True, help="As for train.")
+@click.option("--split", type=click.Choice(["test", "valid", "all"]), default="test")
+@click.option("--delimiter", default=" ", help="Parts the labels in a CSV. Default: a space.")
+@click.option("--json", "as_json", is_flag=True)
+def evaluate(version: str, data: str, split: str, delimiter: str, as_json: bool) -> None:
+    """Measure a VERSION on labelled images."""
+    from training.evaluate import evaluate_version
+
+    found = evaluate_version(_store(), version, data, split, delimiter=delimiter)
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("metric", "value", "95 % interval", title=f"{version} on {found['count']} images")
+    for name, value in found.items():
+        if isinstance(value, float):
+            low, high = found["intervals"].get(name) or (None, None)
+            table.add_row(name, f"{value:.4f}", "" if low is None else f"{low:.4f} to {high:.4f}")
+    Console().print(table)
+
+
+@main.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--version", "version", help="Predict here, with this VERSION.")
+@click.option("--url", help="Ask a running service. Its key comes from PLUMBLINE_API_KEY.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON lines.")
+@click.option("--json", "as_json", is_flag=True)
+def predict(
+    path: Path, version: str | None, url: str | None, out: Path | None, as_json: bool
+) -> None:
+    """Predict one image, or every JPEG, PNG and WebP below a folder."""
+    from plumbline.predict import predict_by_service, predict_here
+
+    if version and url:
+        raise SettingsError("give --version or --url, not both")
+    images = _image_files(path)
+    if url:
+        rows = predict_by_service(images, url, read_settings(ClientSettings).api_key)
+    else:
+        rows = predict_here(images, _store(), version)
+    lines = [json.dumps(row) for row in rows]
+    if out is not None:
+        out.write_text("".join(f"{line}\n" for line in lines))
+    elif as_json:
+        click.echo("\n".join(lines))
+    else:
+        _print_predictions(rows)
+    if any(row["error"] for row in rows):
+        sys.exit(1)
+
+
+def _image_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
+    if not found:
+        raise SettingsError(f"{path} holds no {', '.join(_IMAGE_SUFFIXES)} file")
+    return found
+
+
+def _print_predictions(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table("file", "labels", "probability", "out of domain")
+    for row in rows:
+        if row["error"]:
+            table.add_row(row["file"], f"error: {row['error']['message']}", "", "")
+            continue
+        best = max(row["probabilities"].values())
+        foreign = row["out_of_domain"]
+        note = f"p = {foreign['p_value']:.4f}" + (" FLAGGED" if foreign["flagged"] else "")
+        table.add_row(row["file"], ", ".join(row["labels"]) or "(none)", f"{best:.3f}", note)
+    Console().print(table)
+
+
+@main.group()
+def models() -> None:
+    """List, show and verify model versions."""
+
+
+@models.command("list")
+@click.option("--name", help="Of one model only.")
+@click.option("--json", "as_json", is_flag=True)
+def list_models(name: str | None, as_json: bool) -> None:
+    """List versions with their stages, newest first."""
+    found = _store().versions(name)
+    if as_json:
+        _print_json([_version_row(version) for version in found])
+        return
+    table = Table("version", "stage", "registered (UTC)")
+    for version in found:
+        table.add_row(version.tag, version.stage, f"{version.registered_at:%Y-%m-%d %H:%M}")
+    Console().print(table if found else "no versions yet; train one: plumbline train --help")
+
+
+@models.command("show")
+@click.argument("version")
+def show_model(version: str) -> None:
+    """Print the manifest of a VERSION as JSON."""
+    store = _store()
+    bundle = store.load(store.find(version))
+    click.echo(bundle.manifest.model_dump_json(indent=1))
+
+
+@models.command("verify")
+@click.argument("version")
+def verify_model(version: str) -> None:
+    """Check every hash of a VERSION; exit code 1 when one is wrong."""
+    store = _store()
+    found = store.find(version)
+    try:
+        store.load(found)
+    except BundleError as error:
+        click.echo(f"not intact: {error}")
+        sys.exit(1)
+    click.echo(f"{found.tag} is intact")
+
+
+def _version_row(version: Version) -> dict[str, Any]:
+    return {
+        "version": version.tag,
+        "stage": version.stage,
+        "registered_at": version.registered_at,
+        "stage_since": version.stage_since,
+    }
+
+
+@main.command()
+@click.argument("version")
+def promote(version: str) -> None:
+    """Make VERSION the champion; a running service follows within seconds."""
+    click.echo(f"champion: {_store().promote(version).tag}")
+
+
+@main.command()
+@click.option("--name", help="Of this model. Default: the only one with a champion.")
+def rollback(name: str | None) -> None:
+    """Make the champion before the present one champion again."""
+    click.echo(f"champion: {_store().rollback(name).tag}")
+
+
+@main.command()
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: one a core.")
+@click.option("--engine", type=click.Choice(["openvino", "torch"]))
+def serve(host: str | None, port: int | None, workers: int | None, engine: str | None) -> None:
+    """Serve the champion over HTTP until Ctrl-C."""
+    from service.serving import serve as run_service
+
+    settings = read_settings(ServiceSettings, workers=workers, engine=engine)
+    if host or port:
+        settings = settings.listening_on(host, port)
+    run_service(settings)
+
+
+@main.command()
+@click.option("--data", default="fashion-mnist", show_default=True, help="As for train.")
+@click.option("--name", default="fashion-mnist", show_default=True, help="Name of the model.")
+def up(data: str, name: str) -> None:
+    """Train where there is no champion yet, then serve it: what `make up` runs."""
+    from plumbline.up import bring_up
+
+    sys.exit(bring_up(data, name))
+
+
+@main.group()
+def keys() -> None:
+    """API keys of the service."""
+
+
+@keys.command("add")
+@click.option("--name", required=True, help="Whose key it is; records name the client so.")
+@click.option("--scope", "scopes", multiple=True, required=True, help="predict, feedback, metrics.")
+def add_key(name: str, scopes: tuple[str, ...]) -> None:
+    """Make a key and show it once; the file keeps its hash alone."""
+    from service.keys import add_key as make_key
+
+    settings = read_settings(ServiceSettings)
+    path = settings.api_keys_file or settings.home / "api-keys.json"
+    click.echo(make_key(path, name, scopes))
+    _say(f"kept in {path}; in force with {PREFIX}API_KEYS_FILE={path} after a restart")

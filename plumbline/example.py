@@ -1,0 +1,25 @@
+"""An image to try the service with: written once, named after what it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from training.idx import read_idx_files
+from training.sources import FASHION_MNIST, fashion_mnist_folder
+
+SNEAKER = 7  # label in Fashion-MNIST
+
+
+def write_example(home: Path, data: str) -> Path | None:
+    """A sneaker of Fashion-MNIST's test split as PNG; None for other data."""
+    if data != FASHION_MNIST:
+        return None
+    path = home / "examples" / "sneaker.png"
+    if not path.exists():
+        files = read_idx_files(fashion_mnist_folder(home))
+        first = files.labels.index(SNEAKER, files.train_count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(files.images[first]).save(path)
+    return path

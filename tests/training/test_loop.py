@@ -1,0 +1,316 @@
+"""The loop: its gradient, its order, its promises. Tiny real networks, one thread's seconds."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.nn import functional
+
+from model.errors import DataError, SettingsError
+from model.network import Network, create_network, default_input_spec
+from training.loop import (
+    PRECISIONS,
+    Arrays,
+    Callback,
+    LinearHead,
+    Trainer,
+    TrainingError,
+    fine_tune,
+    fit_head,
+    layer_groups,
+    loss_for,
+    metric,
+    predict_all,
+    train_from_scratch,
+)
+from training.progress import ProgressBar
+from training.settings import TrainingSettings
+
+QUICK = TrainingSettings(
+    epochs=2, batch_size=16, precision="fp32", device="cpu", flip=False, shift_share=0.0
+)
+SPEC = default_input_spec("small-resnet")
+
+
+def stripes(count: int, seed: int = 0) -> Arrays:
+    """Noisy images with stripes: lying (class 0), standing (class 1) or slanting (class 2)."""
+    random = np.random.default_rng(seed)
+    targets = random.integers(0, 3, count)
+    row, column = np.mgrid[:28, :28]
+    patterns = np.stack([row, column, row + column]) // 4 % 2 * 150
+    images = patterns[targets] + random.integers(0, 100, (count, 28, 28))
+    return Arrays(np.repeat(images[..., None], 3, axis=3).astype(np.uint8), targets)
+
+
+def network(seed: int = 0) -> Network:
+    return create_network("small-resnet", 3, SPEC, seed=seed)
+
+
+def test_gradient_of_cross_entropy_is_softmax_minus_one_hot() -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    targets = torch.tensor([0, 3, 1, 1, 2])
+    loss_for("single", 0.0)(logits, targets).backward()
+    expected = logits.softmax(dim=1) - functional.one_hot(targets, 4)
+    torch.testing.assert_close(logits.grad, expected.detach() / 5)  # the mean over 5 rows
+
+
+def test_gradient_of_binary_cross_entropy_is_sigmoid_minus_target() -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    targets = (torch.arange(20).reshape(5, 4) % 3 == 0).float()
+    loss_for("multi", 0.1)(logits, targets).backward()
+    torch.testing.assert_close(logits.grad, (logits.sigmoid() - targets).detach() / 20)
+
+
+def test_small_resnet_learns_what_can_be_learned() -> None:
+    fit, validation = stripes(96), stripes(48, seed=1)
+    settings = replace(QUICK, epochs=5, learning_rate=0.1)
+    history = train_from_scratch(network(), fit, validation, settings, "single")
+    assert history.metric == 1.0
+    assert len(history.losses) == len(history.learning_rates) == 5 * 6
+    assert history.epochs[-1].train_loss < history.epochs[0].train_loss
+    assert max(history.learning_rates) == pytest.approx(0.1, rel=0.02)
+
+
+def test_multi_label_learns_each_class_by_itself() -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(300, 6)).astype(np.float32)
+    targets = (features[:, :3] > 0.5).astype(np.float32)  # rows with none, one or several
+    fit, validation = Arrays(features[:200], targets[:200]), Arrays(features[200:], targets[200:])
+    settings = replace(QUICK, epochs=20, learning_rate=0.5)
+    history = Trainer(LinearHead(6, 3), fit, validation, settings, "multi").fit()
+    assert history.metric_name == "mean average precision"
+    assert history.metric > 0.95
+
+
+class XorNetwork(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2, hidden)
+        self.out = nn.Linear(hidden or 2, 2)
+
+    def forward(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.tanh(self.hidden(points)) if len(self.hidden.bias) else points
+        return self.out(hidden), hidden
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(("hidden", "learns"), [(0, False), (8, True)])
+def test_xor_takes_a_hidden_layer(hidden: int, learns: bool) -> None:
+    points = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
+    xor = Arrays(points, np.array([0, 1, 1, 0]))
+    settings = replace(QUICK, epochs=300, batch_size=4, learning_rate=0.3, label_smoothing=0.0)
+    torch.manual_seed(0)
+    history = Trainer(XorNetwork(hidden), xor, xor, settings, "single").fit()
+    assert (history.metric == 1.0) is learns
+
+
+def test_same_seed_same_losses_and_another_seed_others() -> None:
+    fit, validation = stripes(64), stripes(16, seed=1)
+    settings = replace(QUICK, flip=True, shift_share=0.1, erase_probability=0.5)
+
+    def losses(seed: int) -> list[float]:
+        chosen = replace(settings, seed=seed)
+        return train_from_scratch(network(), fit, validation, chosen, "single").losses
+
+    assert losses(1) == losses(1)
+    assert losses(1) != losses(2)
+
+
+def test_training_leaves_the_global_random_state_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    train_from_scratch(network(), stripes(32), stripes(16), QUICK, "single")
+    assert torch.equal(torch.rand(1), expected)
+
+
+class Diary(Callback):
+    def __init__(self, name: str, order: int, pages: list[str]) -> None:
+        self.name, self.order, self.pages = name, order, pages
+
+    def before_fit(self, trainer: Trainer) -> None:
+        self.pages.append(f"{self.name} before_fit")
+
+    def before_batch(self, trainer: Trainer) -> None:
+        self.pages.append(f"{self.name} before_batch")
+
+    def after_loss(self, trainer: Trainer) -> None:
+        assert all(weight.grad is None for weight in trainer.network.parameters())
+        self.pages.append(f"{self.name} after_loss")
+
+    def after_backward(self, trainer: Trainer) -> None:
+        assert all(weight.grad is not None for weight in trainer.network.parameters())
+        self.pages.append(f"{self.name} after_backward")
+
+    def after_batch(self, trainer: Trainer) -> None:
+        assert all(weight.grad is None for weight in trainer.network.parameters())
+        self.pages.append(f"{self.name} after_batch")
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        self.pages.append(f"{self.name} after_epoch")
+
+    def after_fit(self, trainer: Trainer) -> None:
+        self.pages.append(f"{self.name} after_fit")
+
+
+def test_callbacks_run_by_their_order_at_every_point() -> None:
+    pages: list[str] = []
+    diaries = [Diary("late", 70, pages), Diary("early", 5, pages)]
+    settings = replace(QUICK, epochs=1)
+    Trainer(network(), stripes(16), stripes(16), settings, "single", callbacks=diaries).fit()
+    points = ["before_fit", "before_batch", "after_loss", "after_backward", "after_batch"]
+    points += ["after_epoch", "after_fit"]
+    assert pages == [f"{name} {point}" for point in points for name in ("early", "late")]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rate() -> None:
+    fit = stripes(64)
+    broken = Arrays(np.full((64, 4), np.nan, np.float32), fit.targets)
+    pages: list[str] = []
+    trainer = Trainer(
+        LinearHead(4, 3), broken, broken, QUICK, "single", callbacks=[Diary("d", 50, pages)]
+    )
+    with pytest.raises(TrainingError, match=r"nan at step 0 of 8.*learning rate.*lower"):
+        trainer.fit()
+    assert pages[-1] == "d after_fit"
+    assert all(torch.isfinite(weight).all() for weight in trainer.network.parameters())
+
+
+def test_items_without_a_class_are_not_trained_on() -> None:
+    fit = stripes(64)
+    targets = fit.targets.copy()
+    targets[:20] = -1
+    trainer = Trainer(network(), Arrays(fit.images, targets), fit, QUICK, "single")
+    assert trainer.rows.tolist() == list(range(20, 64))
+    assert math.isfinite(trainer.fit().losses[-1])
+
+
+def test_only_items_without_a_class_is_an_error() -> None:
+    empty = Arrays(stripes(8).images, np.full(8, -1))
+    with pytest.raises(DataError, match="no labelled rows"):
+        Trainer(network(), empty, empty, QUICK, "single")
+
+
+def test_auto_precision_measures_and_leaves_weights_and_results_alone() -> None:
+    net = network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    seen: list[bool] = []
+
+    class Compare(Callback):
+        order = 1  # right after the choice
+
+        def before_fit(self, trainer: Trainer) -> None:
+            state = trainer.network.state_dict()
+            seen.append(all(torch.equal(before[name], state[name]) for name in before))
+
+    settings = replace(QUICK, epochs=1, precision="auto")
+    history = train_from_scratch(
+        net, stripes(32), stripes(16), settings, "single", callbacks=[Compare()]
+    )
+    assert seen == [True]
+    assert history.precision in {one.name for one in PRECISIONS}
+
+
+@pytest.mark.parametrize("precision", [one.name for one in PRECISIONS])
+def test_every_precision_trains(precision: str) -> None:
+    settings = replace(QUICK, epochs=5, learning_rate=0.1, precision=precision)
+    history = train_from_scratch(network(), stripes(96), stripes(48, 1), settings, "single")
+    assert history.precision == precision
+    assert history.metric > 0.9
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_others_move() -> None:
+    def moved(freeze: bool) -> bool:
+        net = network()
+        before = net.body.state_dict()["stem.1.running_mean"].clone()
+        settings = replace(QUICK, freeze_batch_norm=freeze)
+        train_from_scratch(net, stripes(32), stripes(16), settings, "single")
+        return not torch.equal(before, net.body.state_dict()["stem.1.running_mean"])
+
+    assert not moved(freeze=True)
+    assert moved(freeze=False)
+
+
+def test_fitted_head_takes_raw_features_of_any_scale() -> None:
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 3, 300)
+    features = random.normal(size=(300, 5)).astype(np.float32)
+    features[np.arange(300), targets] += 4
+    features = features * np.array([1, 100, 0.01, 5, 1], np.float32) + 50
+    head = fit_head(
+        features[:200], targets[:200], features[200:], targets[200:], class_count=3, task="single"
+    )
+    logits = (torch.from_numpy(features[200:]) @ head.weight.T + head.bias).numpy()
+    assert metric(logits, targets[200:], "single") == pytest.approx(head.history.metric, abs=0.02)
+    assert head.history.metric > 0.9
+
+
+def test_fine_tuning_that_helps_is_kept() -> None:
+    settings = replace(QUICK, epochs=6, learning_rate=0.05, body_learning_rate=0.01)
+    # Few images for the head, so that random features are not enough.
+    tuned = fine_tune(network(), stripes(96), stripes(96, 1), settings, "single")
+    assert tuned.body_history is not None
+    better = tuned.body_history.metric > tuned.head_history.metric
+    assert tuned.kept == ("fine-tuned" if better else "linear head")
+    assert tuned.history.metric == max(tuned.body_history.metric, tuned.head_history.metric)
+
+
+def test_fine_tuning_that_harms_is_undone() -> None:
+    settings = replace(QUICK, epochs=1, learning_rate=30.0, body_learning_rate=30.0)
+    net = network()
+    body_before = {name: value.clone() for name, value in net.body.state_dict().items()}
+    tuned = fine_tune(net, stripes(96), stripes(48, 1), settings, "single")
+    assert tuned.kept == "linear head"
+    assert all(
+        torch.equal(value, net.body.state_dict()[name]) for name, value in body_before.items()
+    )
+    logits, _ = predict_all(net, stripes(48, 1).images)
+    assert metric(logits, stripes(48, 1).targets, "single") == pytest.approx(
+        tuned.head_history.metric, abs=0.03
+    )
+
+
+def test_layer_groups_cover_every_weight_once_with_rising_rates() -> None:
+    net = network()
+    groups = layer_groups(net, 1e-4, 1e-2)
+    weights = [weight for group in groups for weight in group["params"]]
+    assert {id(one) for one in weights} == {id(one) for one in net.parameters()}
+    assert len(weights) == len(list(net.parameters()))
+    assert [group["peak"] for group in groups] == pytest.approx([1e-4, 1e-3, 1e-2])
+
+
+def test_progress_bar_shows_epoch_loss_metric_rate_and_time_left() -> None:
+    page = io.StringIO()
+    console = Console(file=page, width=200, force_terminal=True)
+    bar = ProgressBar("training", console=console)
+    train_from_scratch(network(), stripes(32), stripes(16), QUICK, "single", callbacks=[bar])
+    for word in ("training", "epoch 2/2", "loss ", "accuracy ", "rate ", "4/4", "left"):
+        assert word in page.getvalue()
+
+
+def test_progress_bar_is_silent_when_a_program_reads() -> None:
+    page = io.StringIO()
+    bar = ProgressBar("training", enabled=False, console=Console(file=page))
+    train_from_scratch(network(), stripes(32), stripes(16), QUICK, "single", callbacks=[bar])
+    assert page.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", -1), ("batch_size", 0), ("learning_rate", 0.0), ("label_smoothing", 1.5)],
+)
+def test_settings_refuse_what_no_training_can_use(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} is {value}; it must be"):
+        replace(QUICK, **{name: value})
+
+
+def test_settings_refuse_a_body_rate_above_the_head_rate() -> None:
+    with pytest.raises(SettingsError, match="at most the learning rate of the head"):
+        replace(QUICK, learning_rate=0.01, body_learning_rate=0.1)

@@ -1,0 +1,526 @@
+"""Class folders, CSV or Parquet, and idx files -> one table of items in four splits.
+
+Opening a source reads and fingerprints every file and checks its header; decoding is left to
+`training.loading`. Whatever is wrong is told in one `DataError`, before anything is written.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.decision import Task
+from model.errors import DataError, ImageError
+from model.images import InputSpec, check, fit_to, prepare
+from training.idx import IdxFiles, find_idx_files, read_idx_files
+from training.splits import Labels, Split, deal_splits
+
+Pixels = NDArray[np.uint8]
+
+FASHION_MNIST = "fashion-mnist"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+_NAMED_FILES = 10  # of the bad ones, how many an error names
+_TABLE_SUFFIXES = frozenset({".csv", ".parquet"})
+_IMAGE_FOLDERS = ("", "train", "images")  # beside a CSV, where its files may lie
+_YES = frozenset({"true", "1", "1.0", "yes"})
+_NO = frozenset({"false", "0", "0.0", "no", "", "none"})
+
+
+_SPLIT_FOLDERS = {
+    "train": Split.FIT,
+    "valid": Split.VALIDATION,
+    "validation": Split.VALIDATION,
+    "val": Split.VALIDATION,
+    "test": Split.TEST,
+}
+
+
+class Reader(Protocol):
+    """Gives the pixels of a row; safe to call from several threads."""
+
+    def prepare(self, row: int, spec: InputSpec) -> Pixels:
+        """Network input, uint8 size x size x 3. Raises `ImageError` or OSError."""
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Rows are image files."""
+
+    paths: list[Path]
+
+    def prepare(self, row: int, spec: InputSpec) -> Pixels:
+        """Decode and resize by the path that serving takes."""
+        return prepare(self.paths[row].read_bytes(), spec)
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Rows are images already decoded, uint8 N x H x W."""
+
+    pixels: Pixels
+
+    def prepare(self, row: int, spec: InputSpec) -> Pixels:
+        """Resize alone."""
+        return fit_to(self.pixels[row], spec)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of a source."""
+
+    name: str
+    labels: Labels
+    split: Split
+
+
+@dataclass(frozen=True)
+class Source:
+    """The table of items, as columns of equal length.
+
+    `names` say where a row comes from, relative to the data; `labels` are empty for "none of
+    the classes"; `fingerprint` changes with contents, labels and splits. `notes` are sentences
+    for the report and grow when loading has to skip files.
+    """
+
+    name: str
+    classes: list[str]
+    task: Task
+    names: list[str]
+    labels: list[Labels]
+    splits: list[Split]
+    reader: Reader
+    fingerprint: str
+    notes: list[str] = field(default_factory=list)
+    skip_bad: bool = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def item(self, row: int) -> Item:
+        """One row, for reading by people."""
+        return Item(self.names[row], self.labels[row], self.splits[row])
+
+    def rows(self, split: Split) -> list[int]:
+        """Rows of one split, ascending."""
+        return [row for row, its in enumerate(self.splits) if its is split]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What a kind of source yields, before task, splits and checks."""
+
+    name: str
+    names: list[str]
+    labels: list[str]  # raw; a delimiter may be in them
+    named_splits: list[Split | None]  # None: the source says nothing
+    reader: Reader
+    content: list[bytes]  # digest per row, or of the whole
+    classes: list[str] | None = None  # None: the labels that occur, sorted
+    delimited: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def open_source(
+    data: str | Path,
+    *,
+    task: Task | None = None,
+    delimiter: str = " ",
+    seed: int = 0,
+    skip_bad: bool = False,
+    home: Path | None = None,
+) -> Source:
+    """Open class folders, a CSV or Parquet file, a folder of idx files, or `fashion-mnist`.
+
+    `task` None decides for "multi" when any row has several labels; `delimiter` parts the
+    labels of a CSV; `seed` deals rows to splits; `skip_bad` leaves unreadable files out, with
+    a note, where otherwise they are an error. `home` is where Fashion-MNIST may be downloaded to
+    ($PLUMBLINE_HOME, else ./var). Raises `DataError`.
+    """
+    if str(data) == FASHION_MNIST:
+        table = _idx_table(fashion_mnist_folder(home))
+    else:
+        table = _read_table(Path(data), delimiter, skip_bad)
+    labels, decided, notes = _part_labels(table, task, delimiter)
+    classes = table.classes or sorted({label for row in labels for label in row})
+    splits, split_notes = deal_splits(labels, table.named_splits, seed)
+    source = Source(
+        name=table.name,
+        classes=classes,
+        task=decided,
+        names=table.names,
+        labels=labels,
+        splits=splits,
+        reader=table.reader,
+        fingerprint=_fingerprint(table, labels, splits),
+        notes=[*table.notes, *notes, *split_notes],
+        skip_bad=skip_bad,
+    )
+    require_every_class(source, range(len(source)))
+    return source
+
+
+def _read_table(path: Path, delimiter: str, skip_bad: bool) -> _Table:
+    if not path.exists():
+        raise DataError(
+            f"--data {path}: no such file or folder; give class folders, a CSV or Parquet file, "
+            f"a folder of idx files, or the word {FASHION_MNIST}"
+        )
+    if path.is_file():
+        if path.suffix.lower() not in _TABLE_SUFFIXES:
+            raise DataError(f"--data {path}: a file must end in .csv or .parquet")
+        return _without_bad_files(_csv_table(path, delimiter), skip_bad)
+    if find_idx_files(path):
+        return _idx_table(path)
+    return _without_bad_files(_folder_table(path), skip_bad)
+
+
+# --- class folders -------------------------------------------------------------------------
+
+
+def _folder_table(root: Path) -> _Table:
+    folders = _visible_folders(root)
+    if not folders:
+        raise DataError(
+            f"{root} holds no class folders and no idx files; make one folder per class with "
+            "its images in it (or train/ and valid/ folders of those), or give a CSV file"
+        )
+    parts = _split_folders(folders)
+    rows: list[tuple[Path, str, Split | None]] = []
+    places: Sequence[tuple[Path, Split | None]] = parts or [(root, None)]
+    for part, split in places:
+        for folder in _visible_folders(part):
+            rows += [(path, folder.name, split) for path in _files_of_class(folder)]
+    if not rows:
+        raise DataError(f"{root}: the folders {_names(folders)} hold no class folders of images")
+    ignored = _names(folder for folder in folders if parts and folder not in dict(parts))
+    return _Table(
+        name=root.resolve().name,
+        names=[path.relative_to(root).as_posix() for path, _, _ in rows],
+        labels=[label for _, label, _ in rows],
+        named_splits=[split for _, _, split in rows],
+        reader=FileReader([path for path, _, _ in rows]),
+        content=[],
+        notes=[f"Folders beside the splits were left out: {ignored}."] if ignored else [],
+    )
+
+
+def _split_folders(folders: list[Path]) -> list[tuple[Path, Split]]:
+    """The folders that name splits, or none of them where there is no train folder."""
+    named = [
+        (folder, _SPLIT_FOLDERS[folder.name.lower()])
+        for folder in folders
+        if folder.name.lower() in _SPLIT_FOLDERS
+    ]
+    has_train = any(split is Split.FIT for _, split in named)
+    return named if has_train and (len(named) > 1 or len(folders) == 1) else []
+
+
+def _visible_folders(root: Path) -> list[Path]:
+    return sorted(
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def _files_of_class(folder: Path) -> list[Path]:
+    """All files under a class folder but hidden ones; does not follow linked folders."""
+    files = [
+        Path(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if not name.startswith(".")
+    ]
+    if not files:
+        raise DataError(f"class folder {folder} holds no images; fill it or remove it")
+    return sorted(files)
+
+
+# --- CSV and Parquet -----------------------------------------------------------------------
+
+
+def _csv_table(path: Path, delimiter: str) -> _Table:
+    is_parquet = path.suffix.lower() == ".parquet"
+    columns, rows = _read_parquet(path, delimiter) if is_parquet else _read_csv(path)
+    for column in ("fname", "labels"):
+        if column not in columns:
+            raise DataError(
+                f"{path} has no column {column!r}; its columns are {', '.join(columns)}; needed "
+                "are fname and labels, and is_valid where rows are set aside for validation"
+            )
+    if not rows:
+        raise DataError(f"{path} has no rows below its header; add one row per image")
+    names = [row[columns.index("fname")] for row in rows]
+    has_split = "is_valid" in columns
+    at = columns.index("is_valid") if has_split else 0
+    return _Table(
+        name=path.stem,
+        names=names,
+        labels=[row[columns.index("labels")].strip() for row in rows],
+        named_splits=[
+            _named_split(path, number, row[at]) if has_split else None
+            for number, row in enumerate(rows, start=2)
+        ],
+        reader=FileReader(_resolve_files(path, names)),
+        content=[],
+        delimited=True,
+    )
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV in UTF-8: {error}; save it as one") from error
+    if not rows:
+        raise DataError(f"{path} is empty; its first line must be fname,labels,is_valid")
+    columns = [column.strip() for column in rows[0]]
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(columns):
+            raise DataError(
+                f"{path}, row {number}: {len(row)} values for {len(columns)} columns; quote "
+                "values that contain a comma"
+            )
+    return columns, rows[1:]
+
+
+def _read_parquet(path: Path, delimiter: str) -> tuple[list[str], list[list[str]]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is no readable Parquet file: {error}") from error
+    columns = [
+        [_as_text(value, delimiter) for value in column.to_pylist()] for column in table.columns
+    ]
+    return list(table.column_names), [list(row) for row in zip(*columns, strict=True)]
+
+
+def _as_text(value: Any, delimiter: str) -> str:
+    if isinstance(value, list):
+        return delimiter.join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _named_split(path: Path, row: int, value: str) -> Split:
+    word = value.strip().lower()
+    if word in _YES:
+        return Split.VALIDATION
+    if word in _NO:
+        return Split.FIT
+    raise DataError(f"{path}, row {row}: is_valid is {value!r}; it must be True or False")
+
+
+def _resolve_files(table: Path, names: list[str]) -> list[Path]:
+    """Every file below the folder of the table. Raises `DataError` for the others, named."""
+    root = table.parent.resolve()
+    paths = [_resolve_file(root, name) for name in names]
+    outside = [name for name, path in zip(names, paths, strict=True) if path is False]
+    if outside:
+        raise DataError(
+            f"{table}: {len(outside)} paths lead outside {root}: {_some(outside)}; use paths "
+            "relative to the table, without .. and without links that lead out"
+        )
+    unknown = [name for name, path in zip(names, paths, strict=True) if path is None]
+    if unknown:
+        raise DataError(
+            f"{table}: {len(unknown)} of {len(names)} files do not exist below {root} or its "
+            f"train or images folder: {_some(unknown)}; mend the names or remove the rows"
+        )
+    return [path for path in paths if isinstance(path, Path)]
+
+
+def _resolve_file(root: Path, name: str) -> Path | bool | None:
+    """The file; None where there is none; False where the name leads outside the folder."""
+    relative = Path(name)
+    if "\x00" in name or not name.strip():
+        return None
+    if relative.is_absolute() or ".." in relative.parts:
+        return False
+    for folder in _IMAGE_FOLDERS:
+        path = root / folder / relative
+        if path.is_file():
+            return path if path.resolve().is_relative_to(root) else False
+    return None
+
+
+# --- idx files -----------------------------------------------------------------------------
+
+
+def fashion_mnist_folder(home: Path | None = None) -> Path:
+    """The folder of idx files: Debian's, else below `home`, else downloaded to there.
+
+    Raises `DataError` that names the three ways to get it.
+    """
+    home = home or Path(os.environ.get("PLUMBLINE_HOME", "var"))
+    own = home / "data" / FASHION_MNIST
+    for folder in (DEBIAN_FOLDER, own):
+        if folder.is_dir() and find_idx_files(folder):
+            return folder
+    try:
+        _download_fashion_mnist(own)
+    except (OSError, RuntimeError, ImportError) as error:
+        raise DataError(
+            f"Fashion-MNIST is not here and its download failed ({error}); get it in one of "
+            "three ways: `apt-get install dataset-fashion-mnist` (Debian, as root); a network "
+            "that lets torchvision download it; or put its four idx files into a folder and "
+            f"pass --data FOLDER (or into {own})"
+        ) from error
+    return own
+
+
+def _download_fashion_mnist(folder: Path) -> None:
+    """Let torchvision download and check the four files, then move the folder into place."""
+    import shutil
+    import tempfile
+
+    from torchvision.datasets import FashionMNIST
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        FashionMNIST(temporary, download=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(temporary, "FashionMNIST", "raw").rename(folder)
+
+
+def _idx_table(folder: Path) -> _Table:
+    files: IdxFiles = read_idx_files(folder)
+    has_test = files.train_count < len(files.labels)
+    return _Table(
+        name=FASHION_MNIST if files.is_fashion_mnist else folder.resolve().name,
+        names=files.names,
+        labels=[files.classes[label] for label in files.labels],
+        named_splits=[
+            (Split.FIT if row < files.train_count else Split.TEST) if has_test else None
+            for row in range(len(files.labels))
+        ],
+        reader=ArrayReader(files.images),
+        content=[hashlib.sha256(files.images.tobytes()).digest()],
+        classes=files.classes,
+    )
+
+
+# --- bad files -----------------------------------------------------------------------------
+
+
+def _without_bad_files(table: _Table, skip_bad: bool) -> _Table:
+    """Fingerprint every file and check its header; leave bad ones out or raise `DataError`."""
+    assert isinstance(table.reader, FileReader)
+    paths = table.reader.paths
+    with ThreadPoolExecutor() as threads:
+        results = list(threads.map(_digest_or_fault, paths))
+    bad = [
+        (name, result)
+        for name, result in zip(table.names, results, strict=True)
+        if isinstance(result, str)
+    ]
+    notes = refuse_or_note_bad(bad, len(paths), skip_bad)
+    good = [row for row, result in enumerate(results) if isinstance(result, bytes)]
+    return replace(
+        table,
+        names=[table.names[row] for row in good],
+        labels=[table.labels[row] for row in good],
+        named_splits=[table.named_splits[row] for row in good],
+        reader=FileReader([paths[row] for row in good]),
+        content=[result for result in results if isinstance(result, bytes)],
+        notes=[*table.notes, *notes],
+    )
+
+
+def _digest_or_fault(path: Path) -> bytes | str:
+    """SHA-256 of a file with the header of an image, or what is wrong with it."""
+    try:
+        data = path.read_bytes()
+        check(data)
+    except (OSError, ImageError) as error:
+        return str(error)
+    return hashlib.sha256(data).digest()
+
+
+def refuse_or_note_bad(
+    bad: Sequence[tuple[str, str]], total: int, skip_bad: bool
+) -> list[str]:
+    """Notes on skipped files; a `DataError` where they may not be skipped, or all are bad."""
+    if not bad:
+        return []
+    told = _some([f"{name} ({fault})" for name, fault in bad])
+    if not skip_bad or len(bad) == total:
+        raise DataError(
+            f"{len(bad)} of {total} files cannot be used as images: {told}; mend or remove "
+            "them, or leave them out with --skip-bad"
+        )
+    return [f"{len(bad)} of {total} files were skipped: {told}."]
+
+
+# --- labels, splits, fingerprint -----------------------------------------------------------
+
+
+def _part_labels(
+    table: _Table, task: Task | None, delimiter: str
+) -> tuple[list[Labels], Task, list[str]]:
+    """Labels per row, the task, and notes; decided from the whole column, never from row 0."""
+    whole: list[Labels] = [(label,) if label else () for label in table.labels]
+    if task == "single" or not table.delimited:
+        return whole, task or "single", []
+    parted = [_part(label, delimiter) for label in table.labels]
+    several = sum(len(labels) > 1 for labels in parted)
+    if task is None and several:
+        note = f"{several} of {len(parted)} rows have several labels: the task is multi-label."
+        return parted, "multi", [note]
+    return (parted if task == "multi" else whole), task or "single", []
+
+
+def _part(label: str, delimiter: str) -> Labels:
+    """Distinct labels in their order; a repeated or empty one says nothing new."""
+    words = (word.strip() for word in label.split(delimiter))
+    return tuple(dict.fromkeys(word for word in words if word))
+
+
+def require_every_class(source: Source, rows: Iterable[int]) -> None:
+    """Raise `DataError` unless the rows teach and validate at least two classes."""
+    counts = Counter(
+        (source.splits[row], label) for row in rows for label in source.labels[row]
+    )
+    without_none = source.task == "single" or all(source.labels)
+    if len(source.classes) < (2 if without_none else 1):
+        raise DataError(
+            f"{source.name} has one class only, {', '.join(source.classes) or '(none)'}; a "
+            "classifier needs at least two, or rows without a label"
+        )
+    for split, purpose in ((Split.FIT, "train"), (Split.VALIDATION, "validate")):
+        lacking = [name for name in source.classes if not counts[split, name]]
+        if lacking:
+            raise DataError(
+                f"{source.name}: {len(lacking)} of {len(source.classes)} classes have no images "
+                f"to {purpose} on: {_some(lacking)}; add images to each, or leave the class out"
+            )
+
+
+def _fingerprint(table: _Table, labels: list[Labels], splits: list[Split]) -> str:
+    digest = hashlib.sha256()
+    for part in table.content:
+        digest.update(part)
+    for name, row, split in zip(table.names, labels, splits, strict=True):
+        digest.update("\x1f".join((name, split, *row, "\x1e")).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _names(folders: Iterable[Path]) -> str:
+    return ", ".join(folder.name for folder in folders)
+
+
+def _some(words: Sequence[str]) -> str:
+    more = f" and {len(words) - _NAMED_FILES} more" if len(words) > _NAMED_FILES else ""
+    return ", ".join(words[:_NAMED_FILES]) + more

@@ -1,0 +1,93 @@
+"""The four splits, and how rows are dealt to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+
+Labels = tuple[str, ...]  # of one row; empty: none of the classes
+
+
+class Split(StrEnum):
+    """The four splits and their one meaning (design.md, "Splits")."""
+
+    FIT = "fit"  # weights
+    VALIDATION = "validation"  # every choice
+    CALIBRATION = "calibration"  # conformal scores, nothing else
+    TEST = "test"  # reported once
+
+
+Shares = dict[Split, float]
+
+# Where a source names nothing, only training, training and test, or training and validation.
+_PLAIN: Shares = {
+    Split.FIT: 0.60,
+    Split.VALIDATION: 0.15,
+    Split.CALIBRATION: 0.15,
+    Split.TEST: 0.10,
+}
+_TRAIN_OF_TRAIN_AND_TEST: Shares = {
+    Split.FIT: 10 / 12,
+    Split.VALIDATION: 1 / 12,
+    Split.CALIBRATION: 1 / 12,
+}
+_VALIDATION_HALVES: Shares = {Split.VALIDATION: 0.5, Split.CALIBRATION: 0.5}
+
+
+def deal_splits(
+    labels: Sequence[Labels], named: Sequence[Split | None], seed: int
+) -> tuple[list[Split], list[str]]:
+    """A split for every row, seeded and stratified, keeping to what the source names."""
+    names = set(named)
+    kind: Split | None
+    if Split.VALIDATION in names:
+        kind, shares = Split.VALIDATION, _VALIDATION_HALVES
+        notes = ["Calibration is a seeded half of the rows that the data name as validation."]
+    elif Split.TEST in names:
+        kind, shares = Split.FIT, _TRAIN_OF_TRAIN_AND_TEST
+        notes = []
+    else:
+        kind, shares = (Split.FIT if Split.FIT in names else None), _PLAIN
+        notes = ["The data name no splits: dealt at random, stratified, 60/15/15/10 %."]
+    splits = [split or Split.FIT for split in named]
+    rows = [row for row, split in enumerate(named) if split is kind]
+    dealt = _deal([labels[row] for row in rows], shares, seed)
+    for row, split in zip(rows, dealt, strict=True):
+        splits[row] = split
+    if Split.TEST not in splits:
+        notes.append("The data name no test rows: nothing is reported on unseen images.")
+    return splits, notes
+
+
+def _deal(labels: Sequence[Labels], shares: Shares, seed: int) -> list[Split]:
+    """Iterative stratification (Sechidis et al. 2011), rarest label first.
+
+    Each row goes to the split that still wants most of the row's rarest label; in a tie to the
+    one named first, so that a class of two has one to validate on.
+    """
+    # Rows without a label form a stratum of their own.
+    strata = [row or ("",) for row in labels]
+    counts = Counter(label for row in strata for label in row)
+    members: dict[str, list[int]] = {label: [] for label in counts}
+    for row in np.random.default_rng(seed).permutation(len(strata)).tolist():
+        for label in strata[row]:
+            members[label].append(row)
+    wanted = {label: [share * counts[label] for share in shares.values()] for label in counts}
+    order = list(shares)
+    dealt: list[Split | None] = [None] * len(strata)
+    for label in sorted(counts, key=lambda name: (counts[name], name)):
+        for row in members[label]:
+            if dealt[row] is None:
+                choice = _most_wanted(wanted[label])
+                dealt[row] = order[choice]
+                for shared in strata[row]:
+                    wanted[shared][choice] -= 1
+    return [split for split in dealt if split is not None]
+
+
+def _most_wanted(wants: list[float]) -> int:
+    # Rounded, so that equal wants are a tie whatever the last bits say.
+    return max(range(len(wants)), key=lambda index: (round(wants[index], 6), -index))
