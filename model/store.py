@@ -55,7 +55,7 @@ class ModelStore:
     # Writing
 
     @contextmanager
-    def registering(self, name: str) -> Iterator[tuple[str, Path, Callable[[Manifest], Bundle]]]:
+    def registering(self, name: str) -> Iterator[tuple[str, Path, Callable[[Manifest], None]]]:
         """Make a new version: gives its version, a directory to fill, and a function to seal it.
 
         When the block ends well the version stands in the store with stage `registered`;
@@ -66,10 +66,10 @@ class ModelStore:
         directory = self._directory(name, version)
         with bundles.writing(directory) as partial:
 
-            def seal(manifest: Manifest) -> Bundle:
+            def seal(manifest: Manifest) -> None:
                 sealed = bundles.seal(partial, manifest)
                 _write_bentoml_description(partial, sealed)
-                return bundles.load(partial)
+                bundles.load(partial)  # what will not load is not registered
 
             yield version, partial, seal
             if not (partial / bundles.MANIFEST).is_file():

@@ -148,8 +148,10 @@ class OutlierModel:
 def _principal_subspace(centred: FloatArray) -> tuple[FloatArray, int]:
     """Basis (D x K) by falling variance, and how many of the K are principal for ViM."""
     rows, size = centred.shape
-    covariance = (centred.T @ centred).astype(np.float64) / rows
-    _, vectors = np.linalg.eigh(covariance)
+    if rows < size:  # few images of a large network: seconds less
+        vectors = np.linalg.svd(centred, full_matrices=False)[2].T[:, ::-1]
+    else:
+        _, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
     # With fewer rows than dimensions the basis must not span every row, or no residual is left.
     dimensions = min(KNN_DIMENSIONS, size, max(2, rows // 2))
     basis = vectors[:, ::-1][:, :dimensions].astype(np.float32)

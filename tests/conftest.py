@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from PIL import Image
 from skimage import data as photographs
@@ -19,6 +20,10 @@ from model.decision import Calibration, Thresholds
 from model.images import InputSpec
 from model.settings import ModelSettings
 from model.store import ModelStore
+
+# The same examples on every machine, and no time limit on a busy one.
+hypothesis.settings.register_profile("plumbline", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("plumbline")
 
 SaveImage = Callable[..., bytes]
 MakeManifest = Callable[..., Manifest]

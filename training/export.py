@@ -54,7 +54,8 @@ def run_network(network: Network, images: NDArray[np.uint8]) -> Outputs:
     logits, embedding = [], []
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH]))
+            # A copy: torch warns about memory-mapped arrays, which are read-only.
+            batch = torch.from_numpy(np.array(images[start : start + BATCH]))
             outputs = network(batch)
             logits.append(outputs[0].numpy())
             embedding.append(outputs[1].numpy())

@@ -165,9 +165,7 @@ def _write_splits(
     return index
 
 
-def _prepared(
-    source: Source, spec: InputSpec, rows: list[int]
-) -> Iterator[list[Pixels | Fault]]:
+def _prepared(source: Source, spec: InputSpec, rows: list[int]) -> Iterator[list[Pixels | Fault]]:
     """Blocks of prepared images or faults, in the order of the rows, by several threads."""
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.decision import Task
-from model.errors import DataError, PlumblineError
+from model.errors import DataError, PlumblineError, SettingsError
 from model.network import Network
 from training.augment import augment
 from training.loading import NONE_OF_THEM
@@ -446,7 +446,9 @@ def train_from_scratch(
     task: Task,
     callbacks: Sequence[Callback] = (),
 ) -> TrainingHistory:
-    """One cycle over the whole network. Raises `TrainingError`."""
+    """One cycle over the whole network. Raises `TrainingError`, `SettingsError` on no epochs."""
+    if settings.epochs == 0:
+        raise SettingsError("epochs is 0; training from scratch needs at least 1")
     return Trainer(network, fit, validation, settings, task, callbacks=callbacks).fit()
 
 
@@ -612,9 +614,7 @@ def fastest_precision(trainer: Trainer) -> Precision:
     return PRECISIONS[int(np.argmin(seconds))]
 
 
-def _step_seconds(
-    trainer: Trainer, precision: Precision, images: Tensor, targets: Tensor
-) -> float:
+def _step_seconds(trainer: Trainer, precision: Precision, images: Tensor, targets: Tensor) -> float:
     network = copy.deepcopy(trainer.network)
     assert isinstance(network, Network)
     network.train()
@@ -667,9 +667,7 @@ def _standard_callbacks(settings: TrainingSettings, fit: Samples) -> list[Callba
     return callbacks
 
 
-def _optimizer(
-    groups: list[dict[str, Any]], settings: TrainingSettings
-) -> torch.optim.Optimizer:
+def _optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW; weight decay on kernels and matrices alone."""
     split = [
         {

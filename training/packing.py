@@ -136,7 +136,8 @@ def pack(
         save_arrays(directory / OUTLIER, _outlier_arrays(trained, findings))
         _write_reference(directory / REFERENCE, manifest, trained, findings)
         write_model_card(directory / REPORT, manifest, trained, findings)
-        return seal(manifest)
+        seal(manifest)
+    return store.load(store.find(manifest.tag))
 
 
 def _check_splits(trained: Trained) -> None:

@@ -27,9 +27,7 @@ class ProgressBar(Callback):
 
     order = 90
 
-    def __init__(
-        self, title: str, *, enabled: bool = True, console: Console | None = None
-    ) -> None:
+    def __init__(self, title: str, *, enabled: bool = True, console: Console | None = None) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -449,9 +449,7 @@ def _digest_or_fault(path: Path) -> bytes | str:
     return hashlib.sha256(data).digest()
 
 
-def refuse_or_note_bad(
-    bad: Sequence[tuple[str, str]], total: int, skip_bad: bool
-) -> list[str]:
+def refuse_or_note_bad(bad: Sequence[tuple[str, str]], total: int, skip_bad: bool) -> list[str]:
     """Notes on skipped files; a `DataError` where they may not be skipped, or all are bad."""
     if not bad:
         return []
@@ -490,9 +488,7 @@ def _part(label: str, delimiter: str) -> Labels:
 
 def require_every_class(source: Source, rows: Iterable[int]) -> None:
     """Raise `DataError` unless the rows teach and validate at least two classes."""
-    counts = Counter(
-        (source.splits[row], label) for row in rows for label in source.labels[row]
-    )
+    counts = Counter((source.splits[row], label) for row in rows for label in source.labels[row])
     without_none = source.task == "single" or all(source.labels)
     if len(source.classes) < (2 if without_none else 1):
         raise DataError(

@@ -1,0 +1,193 @@
+"""Real parts that many tests share: a trained model in a home folder, and a running server.
+
+The model is trained once per test run, by the command line, on a part of Fashion-MNIST.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+TRAIN_ROWS, TEST_ROWS = 9_000, 1_000
+NAME = "garments"
+
+# Put on the path of every server that tests start: the service must run without these.
+_WITHOUT_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm", "sklearn", "scipy", "onnx"):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@dataclass(frozen=True)
+class TrainedHome:
+    """A home folder with one champion, which tests must not change."""
+
+    path: Path
+    data: Path  # idx files
+    tag: str
+    report: dict[str, object]  # what `plumbline train --json` printed
+
+    def copy(self, to: Path) -> Path:
+        """A home of one's own, to break."""
+        shutil.copytree(self.path, to, ignore=shutil.ignore_patterns("cache", "records"))
+        return to
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `plumbline serve`."""
+
+    url: str
+    process: subprocess.Popen[str]
+    home: Path
+    log: Path
+
+
+def plumbline(
+    *arguments: str | Path, home: Path, check: bool = True, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "plumbline", *map(str, arguments)],
+        env=_environment(home, settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{arguments} exited with {done.returncode}:\n{done.stderr}")
+    return done
+
+
+def _environment(home: Path, settings: dict[str, str]) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if "PLUMBLINE" not in name}
+    given = {f"PLUMBLINE_{name.upper()}": value for name, value in settings.items()}
+    return {**clean, "PLUMBLINE_HOME": str(home), **given}
+
+
+@pytest.fixture(scope="session")
+def run_plumbline() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line, in a process of its own."""
+    return plumbline
+
+
+@pytest.fixture(scope="session")
+def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of idx files with the first rows of Fashion-MNIST."""
+    folder = tmp_path_factory.mktemp("garments")
+    for prefix, rows in (("train", TRAIN_ROWS), ("t10k", TEST_ROWS)):
+        for kind, header, row_bytes in (("images-idx3", 16, 784), ("labels-idx1", 8, 1)):
+            name = f"{prefix}-{kind}-ubyte"
+            content = gzip.decompress((FASHION_MNIST / f"{name}.gz").read_bytes())
+            head = content[:4] + rows.to_bytes(4, "big") + content[8:header]
+            (folder / name).write_bytes(head + content[header : header + rows * row_bytes])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def garment_images() -> dict[str, np.ndarray]:
+    """Test images of Fashion-MNIST, uint8 N x 28 x 28, and their labels."""
+    images = gzip.decompress((FASHION_MNIST / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
+    labels = gzip.decompress((FASHION_MNIST / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
+    return {
+        "images": np.frombuffer(images, np.uint8).reshape(-1, 28, 28),
+        "labels": np.frombuffer(labels, np.uint8),
+    }
+
+
+@pytest.fixture(scope="session")
+def trained(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedHome:
+    """A small model trained on `garments` by `plumbline train`, and promoted."""
+    home = tmp_path_factory.mktemp("home")
+    done = plumbline(
+        *("train", "--data", garments, "--name", NAME, "--epochs", "4"),
+        *("--batch-size", "128", "--promote", "--json"),
+        home=home,
+    )
+    report = json.loads(done.stdout)
+    return TrainedHome(home, garments, report["version"], report)
+
+
+ServeFixture = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> ServeFixture:
+    """Start a server on a home folder; `with serving(home, setting=value) as server`."""
+    blocker = tmp_path_factory.mktemp("without-torch")
+    (blocker / "sitecustomize.py").write_text(_WITHOUT_TORCH)
+
+    @contextmanager
+    def serve(home: Path, *, wait: bool = True, **settings: str) -> Iterator[Server]:
+        port = free_port()
+        settings = {"workers": "1", "serve_on": f"127.0.0.1:{port}", **settings}
+        environment = {**_environment(home, settings), "PYTHONPATH": str(blocker)}
+        log = tmp_path_factory.mktemp("server") / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "plumbline", "serve"],
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        server = Server(f"http://127.0.0.1:{port}", process, home, log)
+        try:
+            if wait:
+                wait_until_ready(server)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(60)
+
+    return serve
+
+
+@pytest.fixture(scope="session")
+def server(trained: TrainedHome, serving: ServeFixture) -> Iterator[Server]:
+    """One server on `trained`, for tests that change nothing."""
+    with serving(trained.path) as running:
+        yield running
+
+
+def wait_until_ready(server: Server, seconds: float = 60) -> None:
+    """Wait for `/readyz` to say yes."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise AssertionError(f"the server stopped:\n{server.log.read_text()}")
+        try:
+            if httpx.get(f"{server.url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"the server was not ready in time:\n{server.log.read_text()}")
+
+
+def free_port() -> int:
+    """A port that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,273 @@
+"""Serving through promotions, faults and the end; each test has a server of its own."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def png(pixels: np.ndarray, path: Path) -> bytes:
+    Image.fromarray(pixels).save(path, "PNG")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def image(garment_images, tmp_path):
+    return png(garment_images["images"][0], tmp_path / "boot.png")
+
+
+@pytest.fixture
+def home(trained, tmp_path):
+    return trained.copy(tmp_path / "home")
+
+
+def twin_of(trained, home: Path) -> str:
+    """Register a second version, equal to the first but for its name."""
+    from model import bundle as bundles
+    from model.settings import ModelSettings
+    from model.store import ModelStore
+
+    store = ModelStore(ModelSettings(home=home))
+    first = store.load(store.find(trained.tag))
+    with store.registering(first.manifest.name) as (version, directory, seal):
+        for name in bundles.REQUIRED_FILES:
+            (directory / name).write_bytes(first.path(name).read_bytes())
+        seal(first.manifest.model_copy(update={"version": version}))
+    store.state.dispose()
+    return f"{first.manifest.name}:{version}"
+
+
+def served_version(url: str) -> str:
+    model = httpx.get(f"{url}/v1/model").json()
+    return f"{model['name']}:{model['version']}"
+
+
+def wait_for_version(url: str, tag: str, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while served_version(url) != tag:
+        assert time.monotonic() < deadline, f"{tag} was not served within {seconds} s"
+        time.sleep(0.1)
+
+
+class Asking(threading.Thread):
+    """Asks without a pause and keeps every status and version."""
+
+    def __init__(self, url: str, image: bytes) -> None:
+        super().__init__()
+        self.url, self.image = url, image
+        self.done = threading.Event()
+        self.seen: list[tuple[int, str]] = []
+
+    def run(self) -> None:
+        with httpx.Client() as client:
+            while not self.done.is_set():
+                answer = client.post(f"{self.url}/v1/predict", content=self.image, timeout=20)
+                version = answer.json().get("model", {}).get("version", "")
+                self.seen.append((answer.status_code, version))
+
+
+def test_a_promotion_is_followed_without_a_restart_or_a_failed_request(
+    trained, home, serving, image, run_plumbline
+):
+    second = twin_of(trained, home)
+    with serving(home, workers="2") as server:
+        asking = Asking(server.url, image)
+        asking.start()
+        time.sleep(1)
+        run_plumbline("promote", second, home=home)
+        wait_for_version(server.url, second)
+        time.sleep(3)  # the other worker too
+        asking.done.set()
+        asking.join()
+        assert {status for status, _ in asking.seen} == {200}
+        versions = [version for _, version in asking.seen]
+        assert {versions[0], versions[-1]} == {trained.tag.split(":")[1], second.split(":")[1]}
+        run_plumbline("rollback", home=home)
+        wait_for_version(server.url, trained.tag)
+
+
+def test_a_champion_that_does_not_verify_leaves_the_old_one_answering(
+    trained, home, serving, image
+):
+    second = twin_of(trained, home)
+    name, version = second.split(":")
+    with serving(home) as server:
+        directory = home / "bentoml" / "models" / name / version
+        (directory / "network.bin").write_bytes(b"broken")
+        with sqlite3.connect(home / "state.sqlite") as state:
+            state.execute("update versions set stage = 'retired' where stage = 'champion'")
+            state.execute("update versions set stage = 'champion' where version = ?", (version,))
+        time.sleep(3)
+        assert served_version(server.url) == trained.tag
+        assert httpx.post(f"{server.url}/v1/predict", content=image).status_code == 200
+        metrics = httpx.get(f"{server.url}/metrics").text
+        assert "plumbline_model_load_failures_total 1.0" in metrics
+        assert "network.bin is corrupt" in server.log.read_text()
+
+
+def test_ending_the_server_finishes_what_is_in_flight(home, serving, image):
+    with serving(home) as server:
+        asking = Asking(server.url, image)
+        asking.start()
+        time.sleep(1)
+        asking.done.set()
+        server.process.terminate()
+        asking.join()
+        assert server.process.wait(30) == 0
+        assert {status for status, _ in asking.seen} == {200}
+
+
+def test_a_killed_worker_comes_back(home, serving, image):
+    import psutil
+
+    with serving(home) as server:
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        max(children, key=lambda child: child.memory_info().rss).kill()
+        deadline = time.monotonic() + 40
+        while True:
+            try:
+                if httpx.post(f"{server.url}/v1/predict", content=image).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_keys_open_what_their_scope_says(home, serving, image, run_plumbline):
+    add = ("keys", "add", "--name")
+    reader = run_plumbline(*add, "reader", "--scope", "metrics", home=home).stdout.strip()
+    asker = run_plumbline(*add, "asker", "--scope", "predict", home=home).stdout.strip()
+    keys_file = home / "api-keys.json"
+    assert asker not in keys_file.read_text()
+    with serving(home, api_keys_file=str(keys_file)) as server:
+
+        def status(path: str, key: str | None, **content: bytes) -> int:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            method = "POST" if content else "GET"
+            return httpx.request(
+                method, f"{server.url}{path}", headers=headers, **content
+            ).status_code
+
+        assert status("/v1/predict", None, content=image) == 401
+        assert status("/v1/predict", "unknown", content=image) == 401
+        assert status("/v1/predict", reader, content=image) == 403
+        assert status("/v1/predict", asker, content=image) == 200
+        assert status("/metrics", None) == 401
+        assert status("/metrics", reader) == 200
+        assert status("/readyz", None) == 200
+        assert status("/docs", None) == 200
+
+
+class TestRefusals:
+    def refusal(self, run_plumbline, home: Path, *arguments: str, **settings: str) -> str:
+        done = run_plumbline("serve", *arguments, home=home, check=False, **settings)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    def test_no_champion(self, run_plumbline, tmp_path):
+        assert "no champion" in self.refusal(run_plumbline, tmp_path)
+
+    def test_port_taken(self, run_plumbline, home):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            said = self.refusal(run_plumbline, home, serve_on=f"127.0.0.1:{port}")
+        assert f"127.0.0.1:{port}" in said
+        assert "--port" in said
+
+    def test_beyond_loopback_without_keys(self, run_plumbline, home):
+        assert "API keys" in self.refusal(run_plumbline, home, "--host", "0.0.0.0")
+
+    def test_a_corrupt_champion(self, run_plumbline, home):
+        next((home / "bentoml").rglob("outlier.safetensors")).write_bytes(b"x")
+        assert "outlier.safetensors is corrupt" in self.refusal(run_plumbline, home)
+
+    def test_an_unknown_setting(self, run_plumbline, home):
+        assert "PLUMBLINE_COLOUR" in self.refusal(run_plumbline, home, colour="red")
+
+
+def test_a_bento_is_built_and_serves_from_another_directory(home, image, tmp_path):
+    """As `bentoml build` and `bentoml serve` do it, with nothing of the checkout on the path."""
+    import os
+
+    root = Path(__file__).parent.parent.parent
+    bentos = tmp_path / "bentos"
+    environment = {
+        **{name: value for name, value in os.environ.items() if "PLUMBLINE" not in name},
+        "BENTOML_HOME": str(bentos),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    bentoml = [sys.executable, "-m", "bentoml"]
+    built = subprocess.run(
+        [*bentoml, "build", "--output", "tag", str(root)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tag = built.stdout.strip().rpartition("__tag__:")[2]
+    packed = bentos / "bentos" / tag.replace(":", "/") / "src"
+    assert (packed / "service" / "app.py").is_file()
+    assert not (packed / "training").exists()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [*bentoml, "serve", tag, "--host", "127.0.0.1", "--port", str(port)],
+        cwd=elsewhere,
+        env={**environment, "PLUMBLINE_HOME": str(home), "PLUMBLINE_WORKERS": "1"},
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                answer = httpx.post(f"{url}/v1/predict", content=image)
+                if answer.status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert answer.json()["predictions"][0]["labels"] == ["ankle boot"]
+
+
+def test_two_servers_on_one_home_keep_their_own_metrics(home, serving, image):
+    with serving(home) as first, serving(home) as second:
+        for _ in range(3):
+            httpx.post(f"{first.url}/v1/predict", content=image)
+        line = 'plumbline_images_total{outcome="ok"} 3.0'
+        assert line in httpx.get(f"{first.url}/metrics").text
+        assert line not in httpx.get(f"{second.url}/metrics").text
+
+
+def test_bentoml_sees_the_versions(home, trained):
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-m", "bentoml", "models", "list", "--output", "json"],
+        env={**os.environ, "BENTOML_HOME": str(home / "bentoml")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert trained.tag in [row["tag"] for row in json.loads(done.stdout)]

@@ -1,0 +1,137 @@
+"""The first bytes of an image tell its format and size, and nothing about it is believed twice."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from model.errors import ImageError
+from model.exif import orientation
+from model.formats import Header, png_chunks, read_header, sniff, still_png, too_many_jpeg_scans
+
+KINDS = {
+    "baseline": ("JPEG", {}),
+    "progressive": ("JPEG", {"progressive": True}),
+    "png": ("PNG", {}),
+    "lossy": ("WEBP", {}),
+    "lossless": ("WEBP", {"lossless": True}),
+    "extended": ("WEBP", {"exif": Image.Exif()}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_header_gives_format_and_stored_size(kind, photograph, encoded):
+    format, options = KINDS[kind]
+    data = encoded(photograph, format, **options)
+    assert read_header(data) == Header(format.lower(), 200, 150)
+
+
+def test_the_header_of_an_animated_webp_gives_its_canvas(photograph, encoded):
+    data = encoded(photograph, "WEBP", save_all=True, append_images=[photograph.rotate(90)])
+    assert data[12:16] == b"VP8X"
+    assert read_header(data) == Header("webp", 200, 150)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "empty"),
+        (b"a line of text", "unsupported_type"),
+        (b"GIF89a" + bytes(50), "unsupported_type"),
+        (b"BM" + bytes(50), "unsupported_type"),
+        (b"RIFF\x00\x00\x00\x00WAVE" + bytes(50), "unsupported_type"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported_type"),
+        (b"\xff\xd8\xff", "undecodable"),
+        (b"\xff\xd8\xff\xe0\x00\x02" * 3, "undecodable"),
+        (b"\x89PNG\r\n\x1a\n", "undecodable"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "undecodable"),
+        (b"RIFF\x00\x00\x00\x00WEBP", "undecodable"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP9 " + bytes(40), "undecodable"),
+    ],
+)
+def test_bytes_that_are_no_whole_header_are_refused_by_code(data, code):
+    with pytest.raises(ImageError) as refusal:
+        read_header(data)
+    assert refusal.value.code == code
+
+
+def frame(marker: int, bits: int) -> bytes:
+    content = bytes([bits, 0, 9, 0, 7, 1, 1, 0x11, 0])
+    return b"\xff\xd8\xff" + bytes([marker, 0, 2 + len(content)]) + content
+
+
+@pytest.mark.parametrize(("marker", "bits"), [(0xC1, 12), (0xC0, 12), (0xC3, 8), (0xCB, 8)])
+def test_jpegs_of_12_bits_and_of_lossless_kinds_are_an_unsupported_type(marker, bits):
+    with pytest.raises(ImageError) as refusal:
+        read_header(frame(marker, bits))
+    assert refusal.value.code == "unsupported_type"
+
+
+@pytest.mark.parametrize("marker", [0xC0, 0xC1, 0xC2, 0xC9, 0xCA])
+def test_jpegs_of_decodable_kinds_pass_and_give_width_then_height(marker):
+    assert read_header(frame(marker, 8)) == Header("jpeg", 7, 9)
+
+
+def test_sniffing_believes_only_the_first_bytes(photograph, encoded):
+    assert sniff(encoded(photograph, "WEBP")) == "webp"
+    with pytest.raises(ImageError, match="74 65 78 74"):
+        sniff(b"text, then a PNG: " + encoded(photograph, "PNG"))
+
+
+def test_a_still_png_keeps_the_first_picture_and_nothing_else(photograph, encoded):
+    whole = encoded(photograph, "PNG", save_all=True, append_images=[photograph.rotate(90)])
+    kinds = [kind for kind, _, _ in png_chunks(still_png(whole))]
+    assert {b"acTL", b"fcTL", b"fdAT"} <= {kind for kind, _, _ in png_chunks(whole)}
+    assert set(kinds) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+def test_a_png_without_its_end_is_truncated_wherever_it_ends(photograph, encoded):
+    data = encoded(photograph, "PNG")
+    for missing in range(1, 30):
+        with pytest.raises(ImageError, match="truncated"):
+            still_png(data[:-missing])
+
+
+def test_scans_are_counted_up_to_the_end_of_the_image(photograph, encoded):
+    data = encoded(photograph, "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert not too_many_jpeg_scans(data)
+    assert not too_many_jpeg_scans(data + b"\xff\xda" * 1000)  # behind the end: ignored
+    assert too_many_jpeg_scans(data[:-2] + scan * 100 + data[-2:])
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_the_orientation_is_read_from_each_format(format, value, photograph, encoded):
+    exif = Image.Exif()
+    exif[0x010E] = "a description that comes before the orientation"
+    exif[0x0112] = value
+    data = encoded(photograph, format, exif=exif)
+    assert orientation(data, read_header(data)) == value
+
+
+def exif_block(order: str, value: int, kind: int = 3, size: int = 2) -> bytes:
+    mark, number = (b"II", "little") if order == "little" else (b"MM", "big")
+    tiff = mark + (42).to_bytes(2, number) + (8).to_bytes(4, number) + (1).to_bytes(2, number)
+    entry = (0x0112).to_bytes(2, number) + kind.to_bytes(2, number) + (1).to_bytes(4, number)
+    return b"Exif\x00\x00" + tiff + entry + value.to_bytes(size, number).ljust(4, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        (exif_block("little", 6), 6),
+        (exif_block("big", 6), 6),
+        (exif_block("big", 8, kind=4, size=4), 8),
+        (exif_block("big", 0), 1),
+        (exif_block("big", 9), 1),
+        (exif_block("big", 6, kind=2), 1),  # a text
+        (exif_block("big", 6)[:-3], 1),  # cut off
+        (b"Exif\x00\x00", 1),
+        (b"Exif\x00\x00MM\x00*\xff\xff\xff\xff", 1),
+        (b"Exif\x00\x00not a TIFF header", 1),
+    ],
+)
+def test_an_orientation_that_cannot_be_read_counts_as_upright(block, expected, photograph, encoded):
+    data = encoded(photograph, "JPEG", exif=block)
+    assert orientation(data, read_header(data)) == expected

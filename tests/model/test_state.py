@@ -1,0 +1,183 @@
+"""The state database makes, checks and upgrades its own schema, and writers wait their turn."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import func, inspect, select, text
+from sqlalchemy.exc import IntegrityError
+
+from model import state as states
+from model.errors import StoreError
+from model.state import STAGES, audit, metadata, open_state, record, versions, write_transaction
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def state(tmp_path):
+    engine = open_state(f"sqlite:///{tmp_path / 'deep' / 'state.sqlite'}")
+    yield engine
+    engine.dispose()
+
+
+def row(version: str, stage: str, name: str = "shapes") -> dict:
+    return {
+        "name": name,
+        "version": version,
+        "stage": stage,
+        "manifest_sha256": "0" * 64,
+        "registered_at": NOW,
+        "stage_since": NOW,
+    }
+
+
+def insert(state, *rows: dict) -> None:
+    with write_transaction(state) as connection:
+        for values in rows:
+            connection.execute(versions.insert().values(**values))
+
+
+def test_the_migrations_make_the_schema_that_the_code_describes(state):
+    with state.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_the_head_is_the_newest_migration(state):
+    scripts = ScriptDirectory(str(states._MIGRATIONS))
+    assert scripts.get_current_head() == states.HEAD_REVISION
+
+
+def test_opening_again_changes_nothing(state):
+    insert(state, row("one", "champion"))
+    again = open_state(state.url.render_as_string())
+    with again.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(versions)) == 1
+    again.dispose()
+
+
+def test_an_empty_file_becomes_a_database(tmp_path):
+    (tmp_path / "state.sqlite").touch()
+    engine = open_state(f"sqlite:///{tmp_path / 'state.sqlite'}")
+    assert "versions" in inspect(engine).get_table_names()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("databases", [1, 6])
+def test_many_that_open_new_databases_at_once_agree(databases, tmp_path):
+    together = threading.Barrier(6)
+
+    def open_with_the_others(number: int) -> list[str]:
+        together.wait()
+        engine = open_state(f"sqlite:///{tmp_path / str(number % databases)}.sqlite")
+        names = inspect(engine).get_table_names()
+        engine.dispose()
+        return names
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all("audit" in names for names in threads.map(open_with_the_others, range(6)))
+
+
+def test_a_database_of_a_newer_plumbline_is_refused_and_left_alone(state):
+    with write_transaction(state) as connection:
+        connection.execute(text("update alembic_version set version_num = '9999'"))
+    with pytest.raises(StoreError, match=r"schema 9999.*Use a newer Plumbline"):
+        open_state(state.url.render_as_string())
+    with state.connect() as connection:
+        assert connection.scalar(text("select version_num from alembic_version")) == "9999"
+
+
+def test_a_file_that_is_no_database_is_refused_by_name(tmp_path):
+    (tmp_path / "state.sqlite").write_text("not a database, but long enough to be read " * 50)
+    with pytest.raises(
+        StoreError, match=r"(?s)state\.sqlite cannot be opened.*PLUMBLINE_STATE_URL"
+    ):
+        open_state(f"sqlite:///{tmp_path / 'state.sqlite'}")
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "nodialect://host/base", "sqlite:////proc/none/state.sqlite"]
+)
+def test_a_database_that_cannot_be_reached_is_refused(url):
+    with pytest.raises(StoreError, match="PLUMBLINE_STATE_URL"):
+        open_state(url)
+
+
+def test_a_refusal_does_not_show_the_password():
+    with pytest.raises(StoreError) as refusal:
+        open_state("nodialect://user:s3cret@host/base")
+    assert "s3cret" not in str(refusal.value)
+    assert "host/base" in str(refusal.value)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_of_the_design_is_allowed(stage, state):
+    insert(state, row("one", stage))
+
+
+def test_the_stages_are_those_of_the_design():
+    assert STAGES == ("registered", "shadow", "canary", "champion", "retired")
+
+
+@pytest.mark.parametrize("stage", ["Champion", "", "production"])
+def test_other_stages_are_refused_by_the_database_itself(stage, state):
+    with pytest.raises(IntegrityError, match="stage_is_known"):
+        insert(state, row("one", stage))
+
+
+def test_a_name_has_one_champion_and_any_number_of_others(state):
+    insert(state, row("one", "champion"), row("two", "retired"), row("three", "retired"))
+    insert(state, row("one", "champion", name="digits"))
+    with pytest.raises(IntegrityError):
+        insert(state, row("four", "champion"))
+
+
+def test_a_writer_that_reads_first_waits_for_the_one_before_it(state):
+    """Without the early lock the second would fail with 'database is locked' when it writes."""
+    counts = []
+    together = threading.Barrier(4)
+
+    def read_then_write(_: int) -> None:
+        together.wait()
+        for _ in range(5):
+            with write_transaction(state) as connection:
+                before = connection.scalar(select(func.count()).select_from(audit))
+                record(connection, "count", str(before))
+                counts.append(before)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(read_then_write, range(4)))
+    assert sorted(counts) == list(range(20))
+
+
+def test_a_transaction_that_fails_leaves_nothing(state):
+    with pytest.raises(ZeroDivisionError), write_transaction(state) as connection:
+        record(connection, "begin", "something")
+        raise ZeroDivisionError
+    with state.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(audit)) == 0
+
+
+def test_the_write_lock_is_really_taken_before_the_first_write(state):
+    state_url = state.url.render_as_string()
+    impatient = open_state(state_url)
+    with write_transaction(state):
+        with impatient.connect() as connection:
+            connection.exec_driver_sql("PRAGMA busy_timeout=0")
+            with pytest.raises(Exception, match="locked"):
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+    impatient.dispose()
+
+
+def test_readers_do_not_wait_for_a_writer(state):
+    insert(state, row("one", "champion"))
+    with write_transaction(state) as connection:
+        connection.execute(versions.update().values(stage="retired"))
+        with state.connect() as reader:
+            assert reader.scalar(select(versions.c.stage)) == "champion"

@@ -1,0 +1,159 @@
+"""The commands, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def test_training_prints_a_version_that_is_champion(trained, run_plumbline):
+    listed = json.loads(run_plumbline("models", "list", "--json", home=trained.path).stdout)
+    assert [(row["version"], row["stage"]) for row in listed] == [(trained.tag, "champion")]
+    assert trained.report["stage"] == "champion"
+    assert trained.report["metrics_split"] == "test"
+    assert trained.report["metrics"]["accuracy"] > 0.75
+    shown = json.loads(run_plumbline("models", "show", trained.tag, home=trained.path).stdout)
+    assert shown["classes"][7] == "sneaker"
+
+
+def test_clean_test_images_are_flagged_at_about_the_stated_rate(trained):
+    # 1,000 test images at 1 %: a count of 0 to 25 has a chance of over 0.999.
+    assert trained.report["metrics"]["flagged_rate"] <= 0.025
+
+
+def test_evaluate_gives_the_figures_of_training_again(trained, run_plumbline):
+    done = run_plumbline(
+        *("evaluate", trained.tag, "--data", trained.data, "--json"), home=trained.path
+    )
+    found = json.loads(done.stdout)
+    for name in ("accuracy", "macro_f1", "flagged_rate", "ece"):
+        assert found[name] == pytest.approx(trained.report["metrics"][name], abs=1e-6)
+
+
+def test_the_report_stands_alone(trained):
+    page = Path(str(trained.report["report"])).read_text()
+    assert trained.tag.split(":")[1] in page
+    assert "<script" not in page
+    assert 'src="http' not in page
+
+
+@pytest.fixture
+def pictures(garment_images, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(garment_images["images"][number]).save(folder / f"{number}.png")
+    return folder
+
+
+def test_predict_here_and_by_the_service_agree(trained, server, pictures, run_plumbline):
+    here, there = (
+        [json.loads(line) for line in done.stdout.splitlines()]
+        for done in (
+            run_plumbline("predict", pictures, "--json", home=trained.path),
+            run_plumbline("predict", pictures, "--url", server.url, "--json", home=trained.path),
+        )
+    )
+    assert [row["labels"] for row in here] == [["ankle boot"], ["pullover"], ["trouser"]]
+    for one, other in zip(here, there, strict=True):
+        assert one["labels"] == other["labels"]
+        for name, chance in one["probabilities"].items():
+            assert other["probabilities"][name] == pytest.approx(chance, abs=0.005)
+
+
+def test_predict_writes_json_lines_and_tells_of_bad_files(
+    trained, pictures, tmp_path, run_plumbline
+):
+    (pictures / "3.jpg").write_bytes(b"\xff\xd8\xff broken")
+    out = tmp_path / "rows.jsonl"
+    done = run_plumbline("predict", pictures, "--out", out, home=trained.path, check=False)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert done.returncode == 1
+    assert [row["error"] is None for row in rows] == [True, True, True, False]
+    assert rows[3]["error"]["code"] == "undecodable"
+
+
+def test_verify_tells_an_intact_version_from_a_corrupt_one(trained, tmp_path, run_plumbline):
+    home = trained.copy(tmp_path / "home")
+    assert run_plumbline("models", "verify", trained.tag, home=home).returncode == 0
+    path = next((home / "bentoml").rglob("network.onnx"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00\x01")
+    done = run_plumbline("models", "verify", trained.tag, home=home, check=False)
+    assert done.returncode == 1
+    assert "network.onnx is corrupt" in done.stdout
+
+
+class TestBadTrainingInput:
+    """Each gets one clear error, exit code 2, and registers nothing."""
+
+    def refused(self, run_plumbline, tmp_path, data, *options) -> str:
+        home = tmp_path / "home"
+        done = run_plumbline(
+            *("train", "--data", data, "--name", "x", *options), home=home, check=False
+        )
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert run_plumbline("models", "list", "--json", home=home).stdout.strip() == "[]"
+        assert not list(home.rglob("*.partial"))
+        return done.stderr
+
+    def test_an_empty_folder(self, run_plumbline, tmp_path):
+        (tmp_path / "data").mkdir()
+        assert "no class folders" in self.refused(run_plumbline, tmp_path, tmp_path / "data")
+
+    def test_one_class_only(self, run_plumbline, tmp_path):
+        folder = tmp_path / "data" / "cat"
+        folder.mkdir(parents=True)
+        for number in range(20):
+            image = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
+            Image.fromarray(image).save(folder / f"{number}.png")
+        assert "class" in self.refused(run_plumbline, tmp_path, tmp_path / "data")
+
+    def test_a_path_that_leads_outside(self, run_plumbline, tmp_path):
+        (tmp_path / "data").mkdir()
+        table = tmp_path / "data" / "table.csv"
+        table.write_text("fname,labels,is_valid\n../../etc/passwd,cat,False\n")
+        assert "outside" in self.refused(run_plumbline, tmp_path, table)
+
+    def test_a_bad_model_name(self, run_plumbline, tmp_path, garments):
+        home = tmp_path / "home"
+        done = run_plumbline(
+            *("train", "--data", garments, "--name", "Not a name"), home=home, check=False
+        )
+        assert done.returncode == 2
+        assert "model name" in done.stderr
+
+    def test_an_unknown_architecture(self, run_plumbline, tmp_path, garments):
+        said = self.refused(run_plumbline, tmp_path, garments, "--architecture", "resnet19")
+        assert "resnet19" in said
+
+
+def test_a_disk_that_takes_no_more_leaves_no_version(trained, tmp_path):
+    """A real write failure: the process may write no file larger than 200 kB."""
+    import os
+    import subprocess
+    import sys
+
+    home = tmp_path / "home"
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
+        "sys.argv[1:] = sys.argv[1:]; from plumbline.cli import main; main()"
+    )
+    rows = ("--data", str(trained.data), "--name", "x", "--epochs", "1")
+    prepared = trained.path / "cache"
+    home.mkdir()
+    (home / "cache").symlink_to(prepared)
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "train", *rows],
+        env={**os.environ, "PLUMBLINE_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "could not be written" in done.stderr
+    assert not [path for path in home.rglob("*") if "network" in path.name]

@@ -1,0 +1,181 @@
+"""Who may ask: holders of keys, or without keys whoever asks by a loopback name."""
+
+from __future__ import annotations
+
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from starlette.requests import Request
+
+from service.clients import Clients
+from service.errors import RequestError
+from service.keys import add_key
+from service.settings import ServiceSettings
+
+
+def asking(address: str | None = "127.0.0.1", **headers: str) -> Request:
+    return Request(
+        {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/predict",
+            "headers": [
+                (name.encode(), value.encode("latin-1")) for name, value in headers.items()
+            ],
+            "client": None if address is None else (address, 50_000),
+        }
+    )
+
+
+@pytest.fixture
+def by_name(tmp_path):
+    return Clients(ServiceSettings(home=tmp_path / "home"))
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Secrets by name, and the clients that know them."""
+    path = tmp_path / "keys.json"
+    secrets = {
+        "anna": add_key(path, "anna", ["predict", "feedback"]),
+        "prometheus": add_key(path, "prometheus", ["metrics"]),
+    }
+    return secrets, Clients(ServiceSettings(home=tmp_path / "home", api_keys_file=path))
+
+
+# Without keys
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:3000",
+        "127.0.0.1",
+        "127.0.0.1:3000",
+        "[::1]",
+        "[::1]:80",
+        "LOCALHOST",
+    ],
+)
+def test_loopback_names_are_served(host, by_name):
+    assert by_name.admit(asking(host=host), "predict")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:3000",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example:80",
+        "localhost:80@evil.example:1",
+        "localhost:evil1",
+        "192.168.0.7:3000",
+        "[::2]:80",
+        ":3000",
+        "",
+    ],
+)
+def test_other_host_names_are_forbidden(host, by_name):
+    with pytest.raises(RequestError) as refusal:
+        by_name.admit(asking(host=host), "predict")
+    assert (refusal.value.code, refusal.value.status) == ("forbidden", 403)
+
+
+def test_no_host_header_is_forbidden(by_name):
+    with pytest.raises(RequestError, match="Host header is ''"):
+        by_name.admit(asking(), "predict")
+
+
+def test_whoever_asks_is_served_where_that_is_allowed(tmp_path):
+    clients = Clients(ServiceSettings(home=tmp_path, allow_without_keys=True))
+    assert clients.admit(asking("10.0.0.9", host="plumbline.example"), "predict")
+
+
+def test_an_address_is_named_by_a_hash_that_is_its_own(by_name):
+    here, again, there = (
+        by_name.admit(asking(address, host="localhost"), "predict")
+        for address in ("127.0.0.1", "127.0.0.1", "127.0.0.2")
+    )
+    assert here == again != there
+    assert "127" not in here
+    assert len(here) == 16
+
+
+def test_a_socket_without_an_address_is_a_client_too(by_name):
+    assert by_name.admit(asking(None, host="localhost"), "predict")
+
+
+def test_the_same_address_has_the_same_name_after_a_restart_and_another_elsewhere(tmp_path):
+    def name(home):
+        clients = Clients(ServiceSettings(home=tmp_path / home))
+        return clients.admit(asking(host="localhost"), "predict")
+
+    assert name("one") == name("one") != name("two")
+
+
+def test_the_secret_is_made_once_and_only_its_owner_reads_it(tmp_path):
+    Clients(ServiceSettings(home=tmp_path))
+    (path,) = tmp_path.iterdir()
+    secret = path.read_bytes()
+    Clients(ServiceSettings(home=tmp_path))
+    assert path.read_bytes() == secret
+    assert len(secret) == 64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_workers_that_start_at_once_agree_on_one_secret(tmp_path):
+    """None of them may read the file while another has made but not yet filled it."""
+    for attempt in range(20):
+        home = tmp_path / str(attempt)
+        together = threading.Barrier(6)
+
+        def name(_: int, home=home, together=together) -> str:
+            together.wait()
+            clients = Clients(ServiceSettings(home=home))
+            return clients.admit(asking(host="localhost"), "predict")
+
+        with ThreadPoolExecutor(6) as threads:
+            assert len(set(threads.map(name, range(6)))) == 1
+
+
+# With keys
+
+
+def test_a_key_opens_what_it_has_the_scope_for_and_names_its_client(keys):
+    secrets, clients = keys
+    request = asking(
+        "10.0.0.9", host="plumbline.example", authorization=f"Bearer {secrets['anna']}"
+    )
+    assert clients.admit(request, "predict") == "anna"
+    assert clients.admit(request, "feedback") == "anna"
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER"])
+def test_the_scheme_is_read_in_any_case(scheme, keys):
+    secrets, clients = keys
+    assert clients.admit(asking(authorization=f"{scheme} {secrets['anna']}"), "predict") == "anna"
+
+
+def test_a_key_without_the_scope_is_forbidden(keys):
+    secrets, clients = keys
+    with pytest.raises(RequestError, match="'prometheus' lacks the scope 'predict'") as refusal:
+        clients.admit(asking(authorization=f"Bearer {secrets['prometheus']}"), "predict")
+    assert refusal.value.status == 403
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Bearer wrong", "Basic {}", "{}", "Bearer{}", "Bearer \xff"]
+)
+def test_without_a_known_key_nobody_is_served_not_even_loopback(header, keys):
+    secrets, clients = keys
+    request = asking(host="localhost", authorization=header.format(secrets["anna"]))
+    with pytest.raises(RequestError) as refusal:
+        clients.admit(request, "predict")
+    assert (refusal.value.code, refusal.value.status) == ("unauthorized", 401)
+    assert refusal.value.headers == {"WWW-Authenticate": "Bearer"}
+    assert secrets["anna"] not in str(refusal.value)
