@@ -278,7 +278,7 @@ def test_a_huge_claim_is_refused_by_its_header_alone():
     data = png(8, 2, bytes(1000), size=(100_000, 100_000))
     started = time.perf_counter()
     assert code_of(data) == "too_large"
-    assert time.perf_counter() - started < 0.05
+    assert time.perf_counter() - started < 0.5
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
