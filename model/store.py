@@ -10,8 +10,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, Row, select
 
 from model import bundle as bundles
 from model.bundle import Bundle, Manifest
@@ -132,7 +133,7 @@ class ModelStore:
                 f"{present.tag} has no champion before it; nothing to roll back to."
                 " Promote a version by name: plumbline promote VERSION"
             )
-        return self.promote(Version(**row._mapping).tag)
+        return self.promote(_version(row).tag)
 
     # Reading
 
@@ -142,7 +143,7 @@ class ModelStore:
         if name is not None:
             query = query.where(versions.c.name == name)
         with self.state.connect() as connection:
-            return [Version(**row._mapping) for row in connection.execute(query)]
+            return [_version(row) for row in connection.execute(query)]
 
     def find(self, reference: str) -> Version:
         """Find `name:YYYYMMDD-8hex`, `name:champion` or `name:latest`.
@@ -171,7 +172,7 @@ class ModelStore:
         if name is not None:
             query = query.where(versions.c.name == name)
         with self.state.connect() as connection:
-            found = [Version(**row._mapping) for row in connection.execute(query)]
+            found = [_version(row) for row in connection.execute(query)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -206,6 +207,14 @@ class ModelStore:
         return write_transaction(self.state)
 
 
+def _version(row: Row[Any]) -> Version:
+    """A row as a version; SQLite keeps times in UTC but forgets that they are."""
+    columns = dict(row._mapping)
+    for name in ("registered_at", "stage_since"):
+        columns[name] = columns[name].replace(tzinfo=UTC)
+    return Version(**columns)
+
+
 def check_name(name: str) -> None:
     """Raise `StoreError` unless `name` can be the name of a model."""
     if not _NAME.fullmatch(name):
@@ -219,7 +228,7 @@ def _champion(connection: Connection, name: str) -> Version | None:
     row = connection.execute(
         select(versions).where(versions.c.name == name, versions.c.stage == "champion")
     ).first()
-    return None if row is None else Version(**row._mapping)
+    return None if row is None else _version(row)
 
 
 def _set_stage(connection: Connection, version: Version, stage: str) -> None:

@@ -46,7 +46,7 @@ def settings_page() -> str:
             _GENERATED,
             f"Environment variables win over the TOML file: the one that `{CONFIG_FILE_VARIABLE}`"
             f" names, else `{DEFAULT_CONFIG_FILE}` in the working folder. In the file a setting"
-            f" stands without `{PREFIX}` and in lower case (`serve_on = \"127.0.0.1:3000\"`)."
+            f' stands without `{PREFIX}` and in lower case (`serve_on = "127.0.0.1:3000"`).'
             " Unknown names are refused.",
             "",
             "| setting | default | meaning |",
@@ -88,8 +88,8 @@ def metrics_page() -> str:
         f" {', '.join(f'`{label}`' for label in its._labelnames)} | {its._documentation} |"
         for its in sorted(found, key=lambda its: its._name)
     ]
-    head = ["# Metrics", "", _GENERATED, "| metric | type | labels | meaning |", "|---|---|---|---|"]
-    return "\n".join([*head, *lines, ""])
+    table = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    return "\n".join(["# Metrics", "", _GENERATED, *table, *lines, ""])
 
 
 def write_pages() -> None:

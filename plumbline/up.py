@@ -88,7 +88,8 @@ def _wait(service: subprocess.Popen[bytes]) -> int:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         return service.wait()
     except KeyboardInterrupt:

@@ -35,6 +35,7 @@ class DoorService(Service[Any]):  # type: ignore[misc]
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """The application that a worker runs."""
+        configure_logging()
         lifecycle: ASGIApp = super().to_asgi(is_main=is_main)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +56,6 @@ class Plumbline:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """Put the parts together; loading goes on in the background, `/readyz` tells."""
-        configure_logging()
         Plumbline.worker = Worker(SETTINGS)
         Plumbline.worker.start()
 

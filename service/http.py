@@ -88,13 +88,15 @@ class Door:
             ("GET", "/openapi.json", self.openapi_document),
             ("GET", "/", self.index),
         ]
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route(path, _answering(path, handler), methods=[method])
                 for method, path, handler in routes
             ],
             exception_handlers={HTTPException: _refuse_route},
         )
+        app.router.redirect_slashes = False  # another path is not found, not guessed
+        return app
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict: judge one image, or the parts of a multipart body."""

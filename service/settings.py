@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.images import ImageLimits
 from monitoring.settings import MonitoringSettings
@@ -77,6 +77,15 @@ class ServiceSettings(MonitoringSettings):
         ge=0,
         description="Most rows of feedback kept; the oldest go first.",
     )
+
+    @model_validator(mode="after")
+    def _queue_holds_a_request(self) -> Self:
+        if self.queue_images < self.limit_parts:
+            raise ValueError(
+                f"queue_images={self.queue_images} is less than limit_parts={self.limit_parts}:"
+                " a full request could never be taken"
+            )
+        return self
 
     @field_validator("serve_on")
     @classmethod

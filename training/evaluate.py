@@ -146,9 +146,7 @@ def _chosen_rows(
     return images, np.concatenate([part.targets for part in parts])
 
 
-def _to_classes_of(
-    manifest: Manifest, classes: list[str], targets: NDArray[Any]
-) -> NDArray[Any]:
+def _to_classes_of(manifest: Manifest, classes: list[str], targets: NDArray[Any]) -> NDArray[Any]:
     """Targets by the data's class order -> by the model's."""
     unknown = [name for name in classes if name not in manifest.classes]
     if unknown:

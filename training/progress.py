@@ -7,10 +7,8 @@ import math
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -20,25 +18,25 @@ _SMOOTHING = 0.95  # of the loss that is shown
 
 
 class ProgressBar(Callback):
-    """Shows one bar per training on the terminal; quiet where `enabled` is False (`--json`).
+    """Shows one bar per training on a terminal, a line per epoch elsewhere.
 
+    Quiet where `enabled` is False (`--json`).
     Writes to stderr, so that what a command prints to stdout can be read by a program.
     """
 
     order = 90
 
     def __init__(self, title: str, *, enabled: bool = True, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.enabled = enabled
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("elapsed,"),
             TimeRemainingColumn(),
             TextColumn("left"),
-            console=console or Console(stderr=True),
-            disable=not enabled,
+            console=self.console,
+            disable=not (enabled and self.console.is_terminal),
         )
         self.title = title
         self._loss = math.nan
@@ -60,17 +58,19 @@ class ProgressBar(Callback):
     def after_epoch(self, trainer: Trainer) -> None:
         """Show the new validation metric."""
         last = trainer.history.epochs[-1]
-        self._metric = f"  {trainer.history.metric_name} {last.validation_metric:.4f}"
+        self._metric = f" {trainer.history.metric_name} {last.validation_metric:.4f}"
         self.progress.update(self._bar, state=self._state(trainer))
+        if self.enabled and not self.console.is_terminal:
+            self.console.print(f"{self.title}: {self._state(trainer)}, {last.seconds:.0f} s")
 
     def after_fit(self, trainer: Trainer) -> None:
         """Close the bar, also after an error."""
         self.progress.stop()
 
     def _state(self, trainer: Trainer) -> str:
-        epoch = min(trainer.step_number // trainer.steps_per_epoch + 1, trainer.settings.epochs)
+        epoch = 1 + (trainer.step_number - 1) // trainer.steps_per_epoch
         rate = trainer.history.learning_rates[-1]
         return (
-            f"epoch {epoch}/{trainer.settings.epochs}  loss {self._loss:.3f}{self._metric}  "
-            f"rate {rate:.2e}"
+            f"epoch {max(epoch, 1)}/{trainer.settings.epochs} loss {self._loss:.3f}{self._metric}"
+            f" rate {rate:.1e}"
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from model.bundle import NETWORK, Bundle, DataSummary
 from model.decision import Task
@@ -82,9 +81,8 @@ def run_training(
     say(f"{len(source)} images of {len(source.classes)} classes, {source.task}-label")
     architecture, weights = choose_architecture(request, source)
     spec = _input_spec(architecture, request.size)
-    torch.manual_seed(request.seed)
     network = create_network(
-        architecture, len(source.classes), spec, pretrained=weights == "timm"
+        architecture, len(source.classes), spec, pretrained=weights == "timm", seed=request.seed
     )
     _fill_body(network, weights, store)
     splits = load(source, spec, store.home / "cache")
