@@ -89,7 +89,7 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
 @click.option("--architecture", help="small-resnet or a name of timm's. Default: by the images.")
 @click.option("--weights", help="timm, package, a safetensors FILE, or a VERSION.")
 @click.option("--size", type=click.IntRange(8, 4096), help="Side of the input in pixels.")
-@click.option("--epochs", type=click.IntRange(1))
+@click.option("--epochs", type=click.IntRange(0), help="0: only the head, on frozen features.")
 @click.option("--learning-rate", type=LearningRate())
 @click.option("--batch-size", type=click.IntRange(1))
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

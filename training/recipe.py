@@ -36,7 +36,13 @@ DEFAULT_ALPHA = 0.01
 TINY_SIDE_PIXELS = 64
 _SIZED_FILES = 20
 _FINE_TUNING = TrainingSettings(
-    epochs=3, batch_size=32, learning_rate=1e-3, optimizer="adamw", weight_decay=0.01
+    epochs=3,
+    batch_size=32,
+    learning_rate=1e-3,
+    optimizer="adamw",
+    weight_decay=0.01,
+    flip=True,
+    shift_share=0.07,
 )
 
 
@@ -177,6 +183,8 @@ def _train(
     callbacks: Sequence[ProgressBar],
 ) -> tuple[TrainingHistory, str]:
     fit, validation = splits[Split.FIT], splits[Split.VALIDATION]
+    if not pretrained and settings.epochs == 0:
+        raise SettingsError("--epochs 0 trains the head alone, which needs pretrained --weights")
     if not pretrained:
         history = train_from_scratch(network, fit, validation, settings, task, callbacks)
         return history, "all layers, from scratch"
