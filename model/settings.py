@@ -86,8 +86,11 @@ def read_settings(kind: type[Settings], **given: Any) -> Settings:
         return kind(**present)
     except ValidationError as error:
         first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
         name = PREFIX + "_".join(map(str, first["loc"])).upper()
-        raise SettingsError(f"{name}={first['input']!r}: {first['msg']}") from error
+        # A fault between settings has no place, and its input is all of them.
+        given_so = f"{name}={first['input']!r}: " if first["loc"] else ""
+        raise SettingsError(f"{given_so}{message}") from error
     except (OSError, ValueError) as error:  # of the TOML file
         raise SettingsError(f"the settings file {config_file()} cannot be read: {error}") from error
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, select
+from sqlalchemy import Connection, Engine, Row, Select, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from model import bundle as bundles
 from model.bundle import Bundle, Manifest
 from model.errors import BundleError, StoreError
 from model.settings import ModelSettings
-from model.state import open_state, record, versions, write_transaction
+from model.state import audit, open_state, record, versions, write_transaction
+
+_log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-z0-9]([-._a-z0-9]{0,60}[a-z0-9])?")
 _VERSION = re.compile(r"\d{8}-[0-9a-f]{8}")
@@ -76,8 +80,7 @@ class ModelStore:
             if not (partial / bundles.MANIFEST).is_file():
                 raise BundleError(f"{name}:{version} was never sealed; nothing is registered")
         self._insert(name, version, directory)
-        # BentoML reads the newest version of a name from this file.
-        (directory.parent / "latest").write_text(version)
+        _point_latest_at(directory)
 
     def _insert(self, name: str, version: str, directory: Path) -> None:
         now = datetime.now(UTC)
@@ -109,31 +112,27 @@ class ModelStore:
             before = _champion(connection, version.name)
             if before is not None and before.version == version.version:
                 return before
-            if before is not None:
-                _set_stage(connection, before, "retired")
-            _set_stage(connection, version, "champion")
-            record(
-                connection, "promote", version.tag, f"before: {before.tag if before else 'none'}"
-            )
+            _crown(connection, version, before, "promote")
         return self.find(version.tag)
 
     def rollback(self, name: str | None = None) -> Version:
-        """Make the champion before the present one champion again."""
-        present = self.champion(name)
-        with self.state.connect() as connection:
-            rows = connection.execute(
-                select(versions)
-                .where(versions.c.name == present.name, versions.c.stage == "retired")
-                .order_by(versions.c.stage_since.desc())
-                .limit(1)
-            )
-            row = rows.first()
-        if row is None:
-            raise StoreError(
-                f"{present.tag} has no champion before it; nothing to roll back to."
-                " Promote a version by name: plumbline promote VERSION"
-            )
-        return self.promote(_version(row).tag)
+        """Make the champion before the present one champion again; repeated, go further back.
+
+        The bundle is verified first. Raises `StoreError` or `BundleError`.
+        """
+        name = self.champion(name).name
+        with self._writing() as connection:
+            present = _champion(connection, name)
+            before = _champion_before(connection, present) if present else None
+            if before is None:
+                raise StoreError(
+                    f"{present.tag if present else name} has no champion before it; nothing to"
+                    " roll back to. Promote a version by name: plumbline promote VERSION"
+                )
+            version = self.find(before)
+            self.load(version)
+            _crown(connection, version, present, "rollback")
+        return self.find(version.tag)
 
     # Reading
 
@@ -142,8 +141,7 @@ class ModelStore:
         query = select(versions).order_by(versions.c.registered_at.desc())
         if name is not None:
             query = query.where(versions.c.name == name)
-        with self.state.connect() as connection:
-            return [_version(row) for row in connection.execute(query)]
+        return self._read(query)
 
     def find(self, reference: str) -> Version:
         """Find `name:YYYYMMDD-8hex`, `name:champion` or `name:latest`.
@@ -171,8 +169,7 @@ class ModelStore:
         query = select(versions).where(versions.c.stage == "champion")
         if name is not None:
             query = query.where(versions.c.name == name)
-        with self.state.connect() as connection:
-            found = [_version(row) for row in connection.execute(query)]
+        found = self._read(query)
         if len(found) == 1:
             return found[0]
         if found:
@@ -203,6 +200,17 @@ class ModelStore:
             raise StoreError(f"{version!r} is no version; valid: YYYYMMDD-8hex")
         return self.bentoml_home / "models" / name / version
 
+    def _read(self, query: Select[Any]) -> list[Version]:
+        try:
+            with self.state.connect() as connection:
+                return [_version(row) for row in connection.execute(query)]
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise StoreError(
+                f"the state database {self.state.url.render_as_string()} cannot be read: {cause};"
+                " check that it can be reached, and PLUMBLINE_STATE_URL"
+            ) from error
+
     def _writing(self) -> AbstractContextManager[Connection]:
         return write_transaction(self.state)
 
@@ -231,12 +239,64 @@ def _champion(connection: Connection, name: str) -> Version | None:
     return None if row is None else _version(row)
 
 
+def _champion_before(connection: Connection, present: Version) -> str | None:
+    """The tag to roll back to: what was champion before `present`, by the audit."""
+    rows = connection.execute(
+        select(audit.c.action, audit.c.subject)
+        .where(audit.c.action.in_(("promote", "rollback")))
+        .where(audit.c.subject.startswith(f"{present.name}:", autoescape=True))
+        .order_by(audit.c.id)
+    )
+    line: list[str] = []  # of champions; a promotion adds one, a rollback takes back to one
+    for action, tag in rows:
+        if action == "rollback":
+            line = _until(line, tag)
+        line.append(tag)
+    earlier = [tag for tag in _until(line, present.tag) if tag != present.tag]
+    return earlier[-1] if earlier else None
+
+
+def _until(line: list[str], tag: str) -> list[str]:
+    """What stands before the last `tag` in a line; the whole line where it is not in it."""
+    if tag not in line:
+        return line
+    return line[: len(line) - 1 - line[::-1].index(tag)]
+
+
+def _crown(connection: Connection, version: Version, before: Version | None, action: str) -> None:
+    """Make `version` the champion in place of `before`, and say so in the audit."""
+    if before is not None:
+        _set_stage(connection, before, "retired")
+    _set_stage(connection, version, "champion")
+    record(connection, action, version.tag, f"before: {before.tag if before else 'none'}")
+
+
 def _set_stage(connection: Connection, version: Version, stage: str) -> None:
     connection.execute(
         versions.update()
         .where(versions.c.name == version.name, versions.c.version == version.version)
         .values(stage=stage, stage_since=datetime.now(UTC))
     )
+
+
+def _point_latest_at(directory: Path) -> None:
+    """Write the file that BentoML reads the newest version of a name from.
+
+    The version is registered by now, and Plumbline itself does not read this file: a failure
+    is told, and nothing is undone.
+    """
+    partial = directory.parent / f".latest-{directory.name}"
+    try:
+        partial.write_text(directory.name)
+        partial.replace(directory.parent / "latest")
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        _log.warning(
+            "%s:%s is registered, but BentoML's pointer to the latest version could not be"
+            " written: %s; write the version into %s to mend it",
+            *(directory.parent.name, directory.name, error, directory.parent / "latest"),
+        )
 
 
 def _write_bentoml_description(directory: Path, manifest: Manifest) -> None:

@@ -25,6 +25,7 @@ NEIGHBOURS = 10
 BANK_LIMIT = 5_000
 KNN_DIMENSIONS = 256
 RECORD_COMPONENTS = 32
+CHUNK_ROWS = 1024  # compared with the whole bank at a time: 20 MB
 _TO_DEVIATION = 1.4826  # median absolute deviation of a normal distribution to its deviation
 
 
@@ -134,7 +135,20 @@ class OutlierModel:
     def _parts(
         self, embedding: FloatArray, logits: FloatArray, skip: int = 0
     ) -> tuple[FloatArray, FloatArray]:
-        """KNN distance and ViM score (N x 2), and principal components (N x K)."""
+        """KNN distance and ViM score (N x 2), and principal components (N x K); in chunks."""
+        starts = range(0, max(1, len(embedding)), CHUNK_ROWS)
+        chunks = [
+            self._parts_of_chunk(
+                embedding[start : start + CHUNK_ROWS], logits[start : start + CHUNK_ROWS], skip
+            )
+            for start in starts
+        ]
+        parts, components = zip(*chunks, strict=True)
+        return np.concatenate(parts), np.concatenate(components)
+
+    def _parts_of_chunk(
+        self, embedding: FloatArray, logits: FloatArray, skip: int
+    ) -> tuple[FloatArray, FloatArray]:
         components, unit, residual = _coordinates(
             embedding, self.center, self.basis, int(self.vim_dimensions[0])
         )

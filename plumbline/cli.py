@@ -1,6 +1,6 @@
 """The command line: `plumbline`, one sub-command per job.
 
-Exit codes: 0 done, 1 the answer is no, 2 wrong use or bad input.
+Exit codes: 0 done, 1 the answer is no, 2 wrong use or bad input, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from model.errors import BundleError, PlumblineError, SettingsError
 from model.settings import PREFIX, ModelSettings, read_settings, refuse_unknown
@@ -27,16 +28,30 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class PlumblineGroup(click.Group):
-    """Turns our errors into one line on stderr and exit code 2."""
+    """Turns errors that a user can mend into one line on stderr and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Check the settings, then run the command."""
         try:
             refuse_unknown(list(ALL_SETTINGS))
             return super().invoke(ctx)
-        except PlumblineError as error:
-            click.echo(f"error: {error}", err=True)
+        except BrokenPipeError:  # whoever read us has gone: click ends the program
+            raise
+        except KeyboardInterrupt:
+            ctx.exit(130)
+        except (PlumblineError, OSError, SQLAlchemyError) as error:
+            click.echo(f"error: {_one_line(error)}", err=True)
             ctx.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, SQLAlchemyError):
+        cause = getattr(error, "orig", None) or error
+        first = (str(cause).splitlines() or [type(cause).__name__])[0]
+        return f"the state database: {first}; check {PREFIX}STATE_URL"
+    return str(error)
 
 
 @click.group(cls=PlumblineGroup)
@@ -138,18 +153,26 @@ def train(
 @main.command()
 @click.argument("version")
 @click.option("--data", required=True, help="As for train.")
-@click.option("--split", type=click.Choice(["test", "valid", "all"]), default="test")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "valid", "all"]),
+    help="Default: test for the data it was trained on, all for other data.",
+)
 @click.option("--delimiter", default=" ", help="Parts the labels in a CSV. Default: a space.")
+@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
 @click.option("--json", "as_json", is_flag=True)
-def evaluate(version: str, data: str, split: str, delimiter: str, as_json: bool) -> None:
+def evaluate(
+    version: str, data: str, split: str | None, delimiter: str, skip_bad: bool, as_json: bool
+) -> None:
     """Measure a VERSION on labelled images."""
     from training.evaluate import evaluate_version
 
-    found = evaluate_version(_store(), version, data, split, delimiter=delimiter)
+    found = evaluate_version(_store(), version, data, split, delimiter=delimiter, skip_bad=skip_bad)
     if as_json:
         _print_json(found)
         return
-    table = Table("metric", "value", "95 % interval", title=f"{version} on {found['count']} images")
+    title = f"{version} on {found['count']} images, split: {found['split']}"
+    table = Table("metric", "value", "95 % interval", title=title)
     for name, value in found.items():
         if isinstance(value, float):
             low, high = found["intervals"].get(name) or (None, None)
@@ -175,7 +198,15 @@ def predict(
     if url:
         rows = predict_by_service(images, url, read_settings(ClientSettings).api_key)
     else:
-        rows = predict_here(images, _store(), version)
+        settings = read_settings(ServiceSettings)
+        rows = predict_here(
+            images,
+            ModelStore(settings),
+            version,
+            model=settings.model,
+            engine=settings.engine,
+            alpha=settings.alpha,
+        )
     lines = [json.dumps(row) for row in rows]
     if out is not None:
         out.write_text("".join(f"{line}\n" for line in lines))
@@ -190,7 +221,11 @@ def predict(
 def _image_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
+    found = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
+    )
     if not found:
         raise SettingsError(f"{path} holds no {', '.join(_IMAGE_SUFFIXES)} file")
     return found
@@ -269,10 +304,14 @@ def promote(version: str) -> None:
 
 
 @main.command()
-@click.option("--name", help="Of this model. Default: the only one with a champion.")
+@click.option(
+    "--name",
+    help="Of this model. Default: PLUMBLINE_MODEL, else the only one with a champion.",
+)
 def rollback(name: str | None) -> None:
-    """Make the champion before the present one champion again."""
-    click.echo(f"champion: {_store().rollback(name).tag}")
+    """Make the champion before the present one champion again; repeated, go further back."""
+    settings = read_settings(ModelSettings, model=name)
+    click.echo(f"champion: {ModelStore(settings).rollback(settings.model).tag}")
 
 
 @main.command()
@@ -292,8 +331,8 @@ def serve(host: str | None, port: int | None, workers: int | None, engine: str |
 
 @main.command()
 @click.option("--data", default="fashion-mnist", show_default=True, help="As for train.")
-@click.option("--name", default="fashion-mnist", show_default=True, help="Name of the model.")
-def up(data: str, name: str) -> None:
+@click.option("--name", help="Name of the model. Default: PLUMBLINE_MODEL, else fashion-mnist.")
+def up(data: str, name: str | None) -> None:
     """Train where there is no champion yet, then serve it: what `make up` runs."""
     from plumbline.up import bring_up
 
@@ -314,5 +353,12 @@ def add_key(name: str, scopes: tuple[str, ...]) -> None:
 
     settings = read_settings(ServiceSettings)
     path = settings.api_keys_file or settings.home / "api-keys.json"
-    click.echo(make_key(path, name, scopes))
+    try:
+        key = make_key(path, name, scopes)
+    except OSError as error:
+        raise SettingsError(
+            f"the API keys file {path} cannot be written: {error.strerror or error};"
+            f" name another with {PREFIX}API_KEYS_FILE"
+        ) from error
+    click.echo(key)
     _say(f"kept in {path}; in force with {PREFIX}API_KEYS_FILE={path} after a restart")

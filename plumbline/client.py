@@ -13,12 +13,23 @@ from model.errors import PlumblineError
 
 
 class ServiceError(PlumblineError):
-    """The service answered with an error, or did not answer; `code` is that of the contract."""
+    """The service answered with an error, or did not answer; `code` is that of the contract.
 
-    def __init__(self, code: str, message: str, status: int | None = None) -> None:
+    `retry_after_seconds` is when to come back, where the service says so (`overloaded`).
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        status: int | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+        self.message = message
         self.status = status
+        self.retry_after_seconds = retry_after_seconds
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,13 @@ class Client:
             str(error_object.get("code", "unreachable")),
             str(error_object.get("message", response.reason_phrase)),
             response.status_code,
+            _whole_seconds(response.headers.get("Retry-After")),
         )
+
+
+def _whole_seconds(header: str | None) -> int | None:
+    """Retry-After in seconds; its other form, a date, counts as none."""
+    return int(header) if header and header.isascii() and header.isdigit() else None
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:

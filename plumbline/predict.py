@@ -6,50 +6,97 @@ Both ways give rows of the form of the service's answer, with `file` beside it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from model.engines import load_engine
-from model.errors import ImageError
+from model.engines import EngineName, load_engine
+from model.errors import ImageError, ImageErrorCode
 from model.images import Pixels, prepare
 from model.store import ModelStore
-from plumbline.client import Client, Prediction
+from plumbline.client import Client, Prediction, Predictions, ServiceError
 from service.predictor import Judgement, Predictor
 
-BATCH = 32
+BATCH = 32  # images
+REQUEST_BYTES = 32 * 2**20  # half of what a service takes by default
+TRIES = 5  # of a request that a busy service turns away
+LONGEST_WAIT_SECONDS = 30
+
+_IMAGE_CODES = frozenset(get_args(ImageErrorCode))
 
 
 def predict_here(
-    files: Sequence[Path], store: ModelStore, reference: str | None
+    files: Sequence[Path],
+    store: ModelStore,
+    reference: str | None,
+    *,
+    model: str | None = None,
+    engine: EngineName = "openvino",
+    alpha: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Judge files in this process; `reference` None takes the champion."""
-    version = store.find(reference) if reference else store.champion()
+    """Judge files in this process; `reference` None takes the champion of `model`.
+
+    `alpha` None leaves it to the version, as the service does.
+    """
+    version = store.find(reference) if reference else store.champion(model)
     bundle = store.load(version)
-    engine = load_engine("openvino", bundle, threads=os.cpu_count() or 1)
-    predictor = Predictor(bundle, engine, stage=version.stage)
+    loaded = load_engine(engine, bundle, threads=os.cpu_count() or 1)
+    predictor = Predictor(bundle, loaded, stage=version.stage, alpha=alpha)
     return [row for chunk in _chunks(files) for row in _judge(chunk, predictor)]
 
 
 def predict_by_service(
     files: Sequence[Path], url: str, api_key: str | None
 ) -> list[dict[str, Any]]:
-    """Send files to a running service. Raises `ServiceError`."""
-    rows = []
+    """Send files to a running service. Raises `ServiceError` for what is no image's fault."""
     with Client(url, api_key=api_key) as client:
-        for chunk in _chunks(files):
-            answer = client.predict([file.read_bytes() for file in chunk])
-            rows += [
-                _served_row(file, prediction)
-                for file, prediction in zip(chunk, answer.predictions, strict=True)
-            ]
-    return rows
+        return [row for chunk in _chunks(files) for row in _ask(client, chunk)]
+
+
+def _ask(client: Client, files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Rows for the files of one request; where it is refused for its images, one by one."""
+    try:
+        answer = _ask_patiently(client, [file.read_bytes() for file in files])
+    except ServiceError as error:
+        if error.code not in _IMAGE_CODES:
+            raise
+        if len(files) == 1:
+            return [_failed_row(files[0], error.code, error.message)]
+        return [row for file in files for row in _ask(client, [file])]
+    return [
+        _served_row(file, prediction)
+        for file, prediction in zip(files, answer.predictions, strict=True)
+    ]
+
+
+def _ask_patiently(client: Client, images: Sequence[bytes]) -> Predictions:
+    """Ask again when the service is overloaded, as late as it says."""
+    for _ in range(TRIES - 1):
+        try:
+            return client.predict(images)
+        except ServiceError as error:
+            if error.code != "overloaded":
+                raise
+            wait = 1 if error.retry_after_seconds is None else error.retry_after_seconds
+            time.sleep(min(wait, LONGEST_WAIT_SECONDS))
+    return client.predict(images)
 
 
 def _chunks(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    for start in range(0, len(files), BATCH):
-        yield files[start : start + BATCH]
+    """In order, each of at most BATCH files and REQUEST_BYTES; a larger file goes alone."""
+    chunk: list[Path] = []
+    room = REQUEST_BYTES
+    for file in files:
+        size = file.stat().st_size
+        if chunk and (len(chunk) == BATCH or size > room):
+            yield chunk
+            chunk, room = [], REQUEST_BYTES
+        chunk.append(file)
+        room -= size
+    if chunk:
+        yield chunk
 
 
 def _judge(files: Sequence[Path], predictor: Predictor) -> list[dict[str, Any]]:
@@ -57,7 +104,7 @@ def _judge(files: Sequence[Path], predictor: Predictor) -> list[dict[str, Any]]:
     good = [image for image in prepared if not isinstance(image, ImageError)]
     judgements = iter(predictor.predict(good) if good else [])
     return [
-        _failed_row(file, image)
+        _failed_row(file, image.code, str(image))
         if isinstance(image, ImageError)
         else _judged_row(file, next(judgements), predictor)
         for file, image in zip(files, prepared, strict=True)
@@ -71,13 +118,13 @@ def _prepare(file: Path, predictor: Predictor) -> Pixels | ImageError:
         return error
 
 
-def _failed_row(file: Path, error: ImageError) -> dict[str, Any]:
+def _failed_row(file: Path, code: str, message: str) -> dict[str, Any]:
     return {
         "file": str(file),
         "labels": [],
         "probabilities": {},
         "out_of_domain": None,
-        "error": {"code": error.code, "message": str(error)},
+        "error": {"code": code, "message": message},
     }
 
 

@@ -3,51 +3,65 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import click
 
-from model.errors import SettingsError, StoreError
-from model.settings import read_settings
-from model.store import ModelStore
+from model.errors import DataError, SettingsError
+from model.settings import PREFIX, read_settings
+from model.store import ModelStore, Version, check_name
 from plumbline.client import Client
 from service.serving import check_address, check_keys
 from service.settings import ServiceSettings
 
+DEFAULT_NAME = "fashion-mnist"
 READY_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 30.0
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-def bring_up(data: str, name: str) -> int:
-    """Train where there is no champion, serve, print how to ask, and wait for Ctrl-C.
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
-    Returns the exit code of the service. Whatever would keep the service from starting is found
-    before minutes of training.
+
+def bring_up(data: str, name: str | None) -> int:
+    """Train where the model has no champion, serve it, print how to ask, and wait for Ctrl-C.
+
+    `name` None takes the model of the settings, else `fashion-mnist`. Returns the exit code of
+    the service. Whatever would keep the service from starting is found before minutes of
+    training.
     """
-    settings = read_settings(ServiceSettings)
+    settings = read_settings(ServiceSettings, model=name)
+    wanted = settings.model or DEFAULT_NAME
+    check_name(wanted)
     check_keys(settings)
     check_address(settings.host, settings.port)
-    store = ModelStore(settings)
-    try:
-        champion = store.champion(settings.model)
-    except StoreError:
+    with _on_signals(_interrupt):
+        store = ModelStore(settings)
+        champion = _champion_or_train(store, data, wanted)
+        source = store.load(champion).manifest.data.source
+        with _running_service(wanted) as service:
+            url = f"http://{settings.serve_on}"
+            _wait_until_ready(service, url)
+            click.echo(_welcome(url, champion.tag, _example_image(settings.home, source)))
+            return _wait(service)
+
+
+def _champion_or_train(store: ModelStore, data: str, name: str) -> Version:
+    # Only a missing champion is a reason to train; an unreadable database is an error.
+    if not any(version.stage == "champion" for version in store.versions(name)):
         _train_champion(data, name)
-        champion = store.champion(settings.model)
-    store.load(champion)
-    with _running_service() as service:
-        url = f"http://{settings.serve_on}"
-        _wait_until_ready(service, url)
-        click.echo(_welcome(url, champion.tag, _example_image(settings.home, data)))
-        return _wait(service)
+    return store.champion(name)
 
 
 def _train_champion(data: str, name: str) -> None:
-    click.echo(f"no champion yet: training {name} on {data}, once", err=True)
+    click.echo(f"no champion of {name} yet: training it on {data}, once", err=True)
     # A process of its own, so that the memory of training is given back before serving.
     done = subprocess.run(
         [sys.executable, "-m", "plumbline", "train", "--data", data, "--name", name, "--promote"],
@@ -58,19 +72,52 @@ def _train_champion(data: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _running_service() -> Iterator[subprocess.Popen[bytes]]:
+def _running_service(model: str) -> Iterator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C in the terminal reaches this process alone, which then stops
-    # the service in order.
-    service = subprocess.Popen([sys.executable, "-m", "plumbline", "serve"], start_new_session=True)
-    try:
-        yield service
-    finally:
-        if service.poll() is None:
-            service.terminate()
+    # the service in order. A signal that comes while the service is being started is kept until
+    # there is something to stop; one that comes while it is being stopped changes nothing.
+    early: list[int] = []
+    with _on_signals(lambda number, frame: early.append(number)):
+        service = subprocess.Popen(
+            [sys.executable, "-m", "plumbline", "serve"],
+            env={**os.environ, f"{PREFIX}MODEL": model},
+            start_new_session=True,
+        )
         try:
-            service.wait(STOP_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            service.kill()
+            with _on_signals(_interrupt):
+                if early:
+                    raise KeyboardInterrupt
+                yield service
+        finally:
+            _stop(service)
+
+
+def _stop(service: subprocess.Popen[bytes]) -> None:
+    if service.poll() is None:
+        service.terminate()
+    try:
+        service.wait(STOP_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        service.kill()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _on_signals(handler: Handler) -> Iterator[None]:
+    """Handle what asks to stop; a hangup that is ignored, as by nohup, stays so."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, its in before.items():
+            signal.signal(number, its)
 
 
 def _wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
@@ -85,11 +132,6 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
 
 
 def _wait(service: subprocess.Popen[bytes]) -> int:
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
     try:
         return service.wait()
     except KeyboardInterrupt:
@@ -97,11 +139,14 @@ def _wait(service: subprocess.Popen[bytes]) -> int:
         return 0
 
 
-def _example_image(home: Path, data: str) -> Path | None:
+def _example_image(home: Path, source: str) -> Path | None:
     """A test image as a PNG file, for the line that is printed; None where data are files."""
     from plumbline.example import write_example
 
-    return write_example(home, data)
+    try:
+        return write_example(home, source)
+    except DataError:  # the data went away after the training: no reason to stop the service
+        return None
 
 
 def _welcome(url: str, tag: str, example: Path | None) -> str:

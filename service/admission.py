@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from model.errors import ImageError
-from model.formats import Header
+from model.formats import Format, Header
 from model.images import ImageProperties, InputSpec, Pixels, check, prepare_checked, properties
 from service.errors import RequestError, deadline_exceeded
 from service.settings import ServiceSettings
@@ -27,8 +27,15 @@ from service.settings import ServiceSettings
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-_BYTES_A_PIXEL = 4
+# Pillow's conversions (alpha, 16 bits) hold several copies at once.
+_BYTES_A_PIXEL: dict[Format, int] = {"jpeg": 4, "png": 16, "webp": 16}
 _PLAIN_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+
+OnBytes = Callable[[int], None]
+
+
+def _uncounted(count: int) -> None:
+    """For callers that keep no count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +51,35 @@ class Admitted:
 
 
 class ByteBudget:
-    """Lets at most `limit` bytes of decoded images exist at a time; others wait their turn."""
+    """Lets at most `limit` bytes of decoded images exist at a time; others wait their turn.
+
+    Belongs to one event loop; `give_back` never waits.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._used = 0
-        self._freed = asyncio.Condition()
+        self._waiting: set[asyncio.Future[None]] = set()
 
     async def take(self, amount: int) -> int:
         """Wait for room; an amount over the whole limit counts as the limit."""
         amount = min(amount, self._limit)
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._used + amount <= self._limit)
-            self._used += amount
+        while self._used + amount > self._limit:
+            freed = asyncio.get_running_loop().create_future()
+            self._waiting.add(freed)
+            try:
+                await freed
+            finally:
+                self._waiting.discard(freed)
+        self._used += amount
         return amount
 
-    async def give_back(self, amount: int) -> None:
+    def give_back(self, amount: int) -> None:
         """Return what `take` gave."""
-        async with self._freed:
-            self._used -= amount
-            self._freed.notify_all()
+        self._used -= amount
+        for freed in self._waiting:
+            if not freed.done():
+                freed.set_result(None)
 
 
 class Admission:
@@ -79,31 +95,37 @@ class Admission:
         """Stop the decoding threads."""
         self._threads.shutdown()
 
-    async def read_images(self, request: Request) -> tuple[list[bytes], bool]:
-        """Read the body: the images' bytes in order, and whether it was multipart.
+    async def read_images(self, request: Request, *, on_bytes: OnBytes = _uncounted) -> list[bytes]:
+        """Read the body: the images' bytes in order.
 
-        Raises `RequestError`.
+        `on_bytes` hears of every chunk before it is kept, and may refuse it. Raises
+        `RequestError`.
         """
         content_type, boundary = _content_type(request)
         if content_type == "multipart/form-data":
-            body = await self.read_body(request, self._settings.limit_request_bytes)
-            return split_multipart(body, boundary, self._settings.limit_parts), True
+            limit = self._settings.limit_request_bytes
+            body = await self.read_body(request, limit, on_bytes=on_bytes)
+            return split_multipart(body, boundary, self._settings.limit_parts)
         if content_type not in _PLAIN_TYPES and not content_type.startswith("image/"):
             raise RequestError(
                 "unsupported_type",
                 f"the Content-Type is {content_type!r}; send image bytes as image/*,"
                 " or multipart/form-data with parts named 'image'",
             )
-        return [await self.read_body(request, self._settings.limit_part_bytes)], False
+        limit = self._settings.limit_part_bytes
+        return [await self.read_body(request, limit, on_bytes=on_bytes)]
 
-    async def read_body(self, request: Request, limit: int) -> bytes:
+    async def read_body(
+        self, request: Request, limit: int, *, on_bytes: OnBytes = _uncounted
+    ) -> bytes:
         """Read a body of at most `limit` bytes, without reading the rest of a longer one."""
+        check_encoding(request)
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
             raise _too_large(int(declared), limit)
         try:
             async with asyncio.timeout(self._settings.body_timeout_seconds):
-                return await _collect(request.stream(), limit)
+                return await _collect(request.stream(), limit, on_bytes)
         except TimeoutError:
             raise RequestError(
                 "too_slow",
@@ -116,13 +138,13 @@ class Admission:
     async def admit(self, data: bytes, spec: InputSpec) -> Admitted:
         """Check and decode one image. Raises `ImageError`."""
         header = check(data, self._limits)
-        taken = await self._budget.take(header.width * header.height * _BYTES_A_PIXEL)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._threads, _decode, data, header, spec
-            )
-        finally:
-            await self._budget.give_back(taken)
+        pixels = header.width * header.height
+        taken = await self._budget.take(pixels * _BYTES_A_PIXEL[header.format])
+        loop = asyncio.get_running_loop()
+        job = self._threads.submit(_decode, data, header, spec)
+        # Given back when the thread is done, which may be after its request gave up.
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._budget.give_back, taken))
+        return await asyncio.wrap_future(job)
 
     async def admit_all(
         self, images: list[bytes], spec: InputSpec, *, deadline: float
@@ -218,19 +240,24 @@ class _Parts:
         self.ended = True
 
 
-def _content_type(request: Request) -> tuple[str, bytes | None]:
+def check_encoding(request: Request) -> None:
+    """Raise `RequestError` `unsupported_type` for a compressed body."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise RequestError(
             "unsupported_type", f"the Content-Encoding is {encoding!r}; valid is only identity"
         )
+
+
+def _content_type(request: Request) -> tuple[str, bytes | None]:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     return kind.decode("latin-1").strip().lower(), options.get(b"boundary")
 
 
-async def _collect(chunks: AsyncIterator[bytes], limit: int) -> bytes:
+async def _collect(chunks: AsyncIterator[bytes], limit: int, on_bytes: OnBytes) -> bytes:
     body = bytearray()
     async for chunk in chunks:
+        on_bytes(len(chunk))
         if len(body) + len(chunk) > limit:
             raise _too_large(len(body) + len(chunk), limit)
         body += chunk

@@ -85,6 +85,11 @@ class Batcher(Generic[Item, Result]):
         """Images in the queue."""
         return len(self._queue)
 
+    @property
+    def images_per_second(self) -> float:
+        """How fast batches were computed lately."""
+        return self._images_per_second
+
     def retry_after_seconds(self) -> int:
         """Whole seconds in which the present queue will have drained, at least 1."""
         return max(1, math.ceil(len(self._queue) / self._images_per_second))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 import secrets
 from contextlib import suppress
@@ -35,7 +36,7 @@ class Clients:
     def admit(self, request: Request, scope: Scope) -> str:
         """Return the client's name. Raises `RequestError` unauthorized or forbidden."""
         if self._keys is None:
-            self._check_host(request)
+            self._check_local(request)
             return self._hashed_address(request)
         scheme, _, presented = request.headers.get("authorization", "").partition(" ")
         key = self._keys.find(presented.strip()) if scheme.lower() == "bearer" else None
@@ -49,22 +50,39 @@ class Clients:
             raise RequestError("forbidden", f"the key {key.name!r} lacks the scope {scope!r}")
         return key.name
 
-    def _check_host(self, request: Request) -> None:
+    def _check_local(self, request: Request) -> None:
+        """Without keys, serve this machine alone, however the service was started."""
+        if self._anyone:
+            return
+        if request.client is not None and not _is_loopback_address(request.client.host):
+            raise RequestError("forbidden", "without API keys only this machine is served")
         # A page in a browser can be made to call loopback under a name of its own (DNS
-        # rebinding); without keys only the Host header shows it.
-        host = request.headers.get("host", "").lower()
-        before, _, port = host.rpartition(":")
-        name = before if before and port.isdecimal() else host
-        if not self._anyone and name not in _LOOPBACK_NAMES:
-            raise RequestError(
-                "forbidden",
-                f"the Host header is {host[:80]!r}; without API keys only loopback names are"
-                " served",
-            )
+        # rebinding), or post to it from its own origin; only these headers show it.
+        origin = request.headers.get("origin", "http://localhost").partition("://")[2]
+        for header, value in (("Host", request.headers.get("host", "")), ("Origin", origin)):
+            if _name(value) not in _LOOPBACK_NAMES:
+                raise RequestError(
+                    "forbidden",
+                    f"the {header} header names {value[:80]!r}; without API keys only loopback"
+                    " names are served",
+                )
 
     def _hashed_address(self, request: Request) -> str:
         address = "" if request.client is None else request.client.host
         return hmac.new(self._secret, address.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def _name(host: str) -> str:
+    """A host without its port, in lower case."""
+    before, _, port = host.lower().rpartition(":")
+    return before if before and port.isdecimal() else host.lower()
+
+
+def _is_loopback_address(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _installation_secret(home: Path) -> bytes:

@@ -27,6 +27,7 @@ from service.batcher import Answer, Batcher
 from service.clients import Clients
 from service.errors import RequestError, unavailable
 from service.feedback import LIMIT_BODY_BYTES, parse_feedback, store_feedback
+from service.occupancy import Occupancy
 from service.openapi import docs_page, openapi
 from service.predictor import Judgement, Predictor
 from service.rollout import Rollout
@@ -73,6 +74,14 @@ class Door:
         self._records = records
         self._state = state
         self._openapi = openapi(settings)
+        self._occupancy = Occupancy(
+            most_images=settings.queue_images,
+            most_bytes=settings.limit_bytes_in_flight,
+            images_per_second=lambda: batcher.images_per_second,
+        )
+        self.draining = False
+        self.judged = 0
+        self.flagged = 0
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -103,8 +112,11 @@ class Door:
         started = time.perf_counter()
         client = self._clients.admit(request, "predict")
         predictor = self._predictor()
-        images, _ = await self._admission.read_images(request)
-        outcomes = await self._judge(images, predictor, client)
+        with self._occupancy.visit() as visit:
+            visit.take_images(1)
+            images = await self._admission.read_images(request, on_bytes=visit.take_bytes)
+            visit.take_images(len(images) - 1)
+            outcomes = await self._judge(images, predictor, client)
         metrics.REQUEST_SECONDS.observe(time.perf_counter() - started)
         if not any(isinstance(outcome, dict) for outcome in outcomes):
             raise _as_request_error(outcomes[0])
@@ -118,8 +130,6 @@ class Door:
         """POST /v1/feedback: keep what an image really shows."""
         client = self._clients.admit(request, "feedback")
         predictor = self._predictor()
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise RequestError("unsupported_type", "the only Content-Encoding taken is identity")
         body = await self._admission.read_body(request, LIMIT_BODY_BYTES)
         prediction_id, labels = parse_feedback(body, predictor.classes)
         await asyncio.to_thread(
@@ -167,6 +177,8 @@ class Door:
         return RedirectResponse("/docs")
 
     def _predictor(self) -> Predictor:
+        if self.draining:
+            raise unavailable("the service is stopping")
         if self._rollout.champion is None:
             raise unavailable("the service is starting: no model is loaded yet")
         return self._rollout.champion
@@ -174,7 +186,6 @@ class Door:
     async def _judge(self, images: list[bytes], predictor: Predictor, client: str) -> list[Outcome]:
         """One prediction object or error per image, in order; records what was predicted."""
         deadline = asyncio.get_running_loop().time() + self._settings.deadline_seconds
-        self._batcher.check_room(len(images))
         admitted = await self._admission.admit_all(images, predictor.input, deadline=deadline)
         good = [image for image in admitted if isinstance(image, Admitted)]
         answers = iter(
@@ -202,6 +213,8 @@ class Door:
         prediction_id = str(uuid_utils.uuid7())
         self._records.offer(make_record(prediction_id, image, answer, predictor, client))
         _count(image, answer)
+        self.judged += 1
+        self.flagged += answer.result.flagged
         return {"id": prediction_id, **answer.result.as_answer(predictor.classes), "error": None}
 
 

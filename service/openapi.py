@@ -175,6 +175,8 @@ def _operation(
         content = {"application/json": {"schema": _ERROR}}
         responses[str(error)] = {"description": codes, "content": content}
     operation = {"summary": summary, "description": description, "responses": responses}
+    if 401 not in errors:
+        operation["security"] = []
     if body is not None:
         operation["requestBody"] = {"required": True, "content": body}
     return operation

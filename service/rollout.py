@@ -32,7 +32,10 @@ class Rollout:
     async def follow(self) -> None:
         """Look for the champion for ever; runs as a task."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                log.exception("looking for the champion failed; trying again")
             await asyncio.sleep(self._settings.follow_seconds)
 
     async def look(self) -> None:
@@ -42,7 +45,11 @@ class Rollout:
         except StoreError as error:
             self._refuse("none", error)
             return
-        if version.tag in (self._refused, self._champion_tag):
+        if version.tag == self._champion_tag:
+            self._refused = None
+            return
+        # With nothing to serve a refused version is tried again: it may be mended.
+        if version.tag == self._refused and self.champion is not None:
             return
         try:
             predictor = await asyncio.to_thread(self._load, version)
@@ -70,6 +77,7 @@ class Rollout:
         self._refused = None
         metrics.MODEL.labels(predictor.bundle.manifest.tag).set(1)
         # What is loaded lives long: the collector need not walk it again and again.
+        gc.unfreeze()
         gc.collect()
         gc.freeze()
         log.info("serving %s", predictor.bundle.manifest.tag)

@@ -8,6 +8,8 @@ import socket
 import tempfile
 from pathlib import Path
 
+import fsspec
+
 from model.errors import SettingsError
 from model.settings import CONFIG_FILE_VARIABLE, PREFIX, config_file
 from model.store import ModelStore
@@ -35,6 +37,7 @@ def serve(settings: ServiceSettings) -> None:
     """
     check_keys(settings)
     check_address(settings.host, settings.port)
+    check_records(settings.records)
     store = ModelStore(settings)
     store.load(store.champion(settings.model))
     store.state.dispose()
@@ -55,6 +58,17 @@ def check_keys(settings: ServiceSettings) -> None:
             " one (plumbline keys add --name NAME --scope predict), or set"
             " PLUMBLINE_ALLOW_WITHOUT_KEYS=true to serve whoever asks"
         )
+
+
+def check_records(url: str) -> None:
+    """Raise `SettingsError` when records cannot be written to a URL of this kind."""
+    try:
+        fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise SettingsError(
+            f"PLUMBLINE_RECORDS_URL={url!r}: {error}; valid is a folder or a URL whose fsspec"
+            " package is installed"
+        ) from error
 
 
 def check_address(host: str, port: int) -> None:

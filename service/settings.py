@@ -39,7 +39,9 @@ class ServiceSettings(MonitoringSettings):
     )
     batch_images: int = Field(default=8, ge=1, description="Most images in one batch.")
     queue_images: int = Field(
-        default=256, ge=1, description="Most images that may wait for a batch, per worker."
+        default=256,
+        ge=1,
+        description="Most images inside a worker, from the head of the request to its answer.",
     )
     deadline_seconds: float = Field(
         default=5.0, gt=0, description="Longest time from a whole request to its answer."
@@ -67,6 +69,17 @@ class ServiceSettings(MonitoringSettings):
         default=256 * MEBIBYTE,
         ge=1,
         description="Most bytes of decoded images at any moment, per worker.",
+    )
+    limit_bytes_in_flight: int = Field(
+        default=512 * MEBIBYTE,
+        ge=1,
+        description="Most bytes of request bodies in memory at any moment, per worker.",
+    )
+    drain_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds between the signal to stop, when `/readyz` turns to 503, and the "
+        "end of listening; give a load balancer time to look elsewhere.",
     )
     decode_threads: int = Field(default=2, ge=1, description="Decoding threads, per worker.")
     follow_seconds: float = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Hashable, Sequence
 from typing import cast
 
@@ -24,6 +25,7 @@ from service.settings import ServiceSettings
 log = logging.getLogger("plumbline.worker")
 
 _GAUGE_SECONDS = 1.0
+_LOG_SECONDS = 10.0
 
 
 class Worker:
@@ -45,7 +47,8 @@ class Worker:
             flush_seconds=settings.record_flush_seconds,
             file_rows=settings.record_file_rows,
         )
-        door = Door(
+        self._settings = settings
+        self._door = Door(
             settings,
             clients=Clients(settings),
             rollout=self._rollout,
@@ -54,7 +57,7 @@ class Worker:
             records=self._records,
             state=store.state,
         )
-        self.app: ASGIApp = door.app()
+        self.app: ASGIApp = self._door.app()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -63,7 +66,22 @@ class Worker:
         self._tasks = [
             asyncio.create_task(self._rollout.follow()),
             asyncio.create_task(self._report_gauges()),
+            asyncio.create_task(self._log_traffic()),
         ]
+        self._drain_before_stopping()
+
+    def _drain_before_stopping(self) -> None:
+        """On SIGTERM turn `/readyz` to 503 first; stop listening `drain_seconds` later."""
+        stop = signal.getsignal(signal.SIGTERM)
+        if not callable(stop):
+            return
+        loop = asyncio.get_running_loop()
+
+        def stop_later() -> None:
+            self._door.draining = self._settings.drain_seconds > 0
+            loop.call_later(self._settings.drain_seconds, stop, signal.SIGTERM, None)
+
+        signal.signal(signal.SIGTERM, lambda number, frame: loop.call_soon_threadsafe(stop_later))
 
     async def stop(self) -> None:
         """Finish what is in flight and write the waiting records."""
@@ -80,6 +98,19 @@ class Worker:
             metrics.RECORDS_WAITING.set(self._records.waiting)
             metrics.RECORDS_DROPPED.set(self._records.dropped)
             await asyncio.sleep(_GAUGE_SECONDS)
+
+    async def _log_traffic(self) -> None:
+        """One line for every ten seconds in which something was asked."""
+        judged = flagged = 0
+        while True:
+            await asyncio.sleep(_LOG_SECONDS)
+            if self._door.judged != judged:
+                log.info(
+                    "judged %d images, %d of them flagged",
+                    self._door.judged - judged,
+                    self._door.flagged - flagged,
+                )
+            judged, flagged = self._door.judged, self._door.flagged
 
 
 def _predict(predictor: Hashable, images: Sequence[Pixels]) -> list[Judgement]:

@@ -103,12 +103,19 @@ def headline_metrics(found: dict[str, Any]) -> dict[str, Metric]:
 
 
 def evaluate_version(
-    store: ModelStore, reference: str, data: str, split: str, *, delimiter: str = " "
+    store: ModelStore,
+    reference: str,
+    data: str,
+    split: str | None = None,
+    *,
+    delimiter: str = " ",
+    skip_bad: bool = False,
 ) -> dict[str, Any]:
     """Measure a version with the engine that serves it; `split` is test, valid or all.
 
-    The rows are dealt to splits as at training, so that test rows stay test rows. Raises
-    `DataError` for classes that the version does not know and for a split without rows.
+    On the data of its training the rows are dealt to splits as then, so that test rows stay test
+    rows, and `split` None means test. On other data it means all. Raises `DataError` for classes
+    that the version does not know, for a split without rows, and for a split of other data.
     """
     bundle = store.load(store.find(reference))
     manifest = bundle.manifest
@@ -117,8 +124,10 @@ def evaluate_version(
         task=manifest.task,
         delimiter=delimiter,
         seed=int(manifest.training.get("seed", 0)),
+        skip_bad=skip_bad,
         home=store.home,
     )
+    split = _split_to_use(split, source.fingerprint, manifest, data)
     loaded = load(source, manifest.input, store.home / "cache")
     images, targets = _chosen_rows(loaded, split, data)
     decider = Decider(
@@ -131,7 +140,19 @@ def evaluate_version(
     )
     engine = load_engine("openvino", bundle, threads=0)
     in_order = _to_classes_of(manifest, source.classes, targets)
-    return assess(decider, run_engine(engine, images), in_order)
+    return {"split": split, **assess(decider, run_engine(engine, images), in_order)}
+
+
+def _split_to_use(asked: str | None, fingerprint: str, manifest: Manifest, data: str) -> str:
+    """Splits mean something for the very data of the training alone."""
+    if fingerprint == manifest.data.fingerprint:
+        return asked or "test"
+    if asked in ("test", "valid"):
+        raise DataError(
+            f"--split {asked}: {data} is not, or is no longer, what {manifest.tag} was trained on"
+            f" ({manifest.data.source}), so its splits mean nothing here; use --split all"
+        )
+    return "all"
 
 
 def _chosen_rows(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import uuid_utils
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from model.bundle import (
     OUTLIER,
@@ -28,6 +29,7 @@ from model.bundle import (
 from model.decision import Calibration, Task, Thresholds, confidence, decide, probabilities
 from model.engines import Outputs
 from model.engines.openvino_engine import OpenVinoEngine
+from model.engines.torch_engine import TorchEngine
 from model.errors import DataError
 from model.images import ImageProperties, InputSpec, Pixels, properties
 from model.network import Network
@@ -43,6 +45,9 @@ from training.thresholds import ThresholdChoice, tune_global_threshold, tune_non
 
 LEAST_LABEL_AGREEMENT = 0.99
 MOST_ACCURACY_LOST = 0.005
+MOST_FLAGGED_ALPHAS = 2  # the flagged share that a gate lets pass, in units of alpha,
+FLAGGED_TOO_OFTEN = 0.001  # unless chance would do it with more than this probability
+TORCH_GATE_IMAGES = 512
 EXPORT_CHECK_IMAGES = 64
 EVIDENCE_BINS = 64
 NONE_LABEL_LOSS = 0.01
@@ -137,6 +142,12 @@ def pack(
         _write_reference(directory / REFERENCE, manifest, trained, findings)
         write_model_card(directory / REPORT, manifest, trained, findings)
         seal(manifest)
+    for name, gate in manifest.engines.items():
+        if not gate.passed:
+            say(
+                f"the engine {name} did not pass its gate and is refused: it agrees on"
+                f" {gate.label_agreement:.1%} of the labels and flags {gate.flagged_share:.1%}"
+            )
     return store.load(store.find(manifest.tag))
 
 
@@ -176,8 +187,10 @@ def _find_out(trained: Trained, directory: Path, say: Callable[[str], None]) -> 
             trained.validation.images, decider.scores(on_validation), judge, seed=trained.seed
         ),
         gates={
-            "openvino": _gate(engine.precision, decider, trained, by_torch, on_validation),
-            "torch": _gate("f32", decider, trained, by_torch, by_torch),
+            "openvino": _gate(
+                engine.precision, decider, trained.validation, by_torch, on_validation
+            ),
+            "torch": _torch_gate(decider, trained, directory, by_torch),
         },
         outputs=outputs,
         test_metrics=test_metrics,
@@ -247,10 +260,29 @@ def _calibrate_and_tune(
     return calibration, choice.to_thresholds(), choice
 
 
-def _gate(
-    precision: str, decider: Decider, trained: Trained, by_torch: Outputs, outputs: Outputs
+def _torch_gate(
+    decider: Decider, trained: Trained, directory: Path, by_torch: Outputs
 ) -> EngineGate:
-    """Hold an engine's decisions on validation against torch in float32."""
+    """Hold the exported weights, as the torch engine loads them, against the trained network."""
+    engine = TorchEngine(
+        directory,
+        trained.architecture,
+        len(trained.classes),
+        trained.input,
+        threads=0,
+        precision="f32",
+    )
+    order = np.random.default_rng(trained.seed).permutation(len(trained.validation))
+    chosen = np.sort(order[:TORCH_GATE_IMAGES])
+    rows = trained.validation.take(chosen)
+    expected = Outputs(by_torch.logits[chosen], by_torch.embedding[chosen])
+    return _gate(engine.precision, decider, rows, expected, run_engine(engine, rows.images))
+
+
+def _gate(
+    precision: str, decider: Decider, rows: Rows, by_torch: Outputs, outputs: Outputs
+) -> EngineGate:
+    """Hold an engine's decisions on validation rows against torch in float32."""
     expected, given = decider.probabilities(by_torch), decider.probabilities(outputs)
     labels, torch_labels = (
         decide(chances, decider.thresholds, decider.classes, decider.task)
@@ -258,17 +290,28 @@ def _gate(
     )
     agreement = float(np.mean([a == b for a, b in zip(labels, torch_labels, strict=True)]))
     accuracy, torch_accuracy = (
-        _share_right(found, trained.validation.targets, decider) for found in (labels, torch_labels)
+        _share_right(found, rows.targets, decider) for found in (labels, torch_labels)
     )
+    flags = decider.flags(outputs)
     return EngineGate(
         precision=precision,
         label_agreement=agreement,
         largest_probability_difference=float(np.abs(given - expected).max()),
         accuracy=accuracy,
-        flagged_share=float(decider.flags(outputs).mean()),
+        flagged_share=float(flags.mean()),
         passed=agreement >= LEAST_LABEL_AGREEMENT
-        and accuracy >= torch_accuracy - MOST_ACCURACY_LOST,
+        and accuracy >= torch_accuracy - MOST_ACCURACY_LOST
+        and not _flags_too_often(flags, decider),
     )
+
+
+def _flags_too_often(flags: NDArray[np.bool_], decider: Decider) -> bool:
+    """Whether the share flagged lies over twice alpha by more than chance (binomial test)."""
+    if decider.alpha < decider.outlier.smallest_alpha:
+        return False
+    most = min(1.0, MOST_FLAGGED_ALPHAS * decider.alpha)
+    test = binomtest(int(flags.sum()), len(flags), most, alternative="greater")
+    return float(test.pvalue) < FLAGGED_TOO_OFTEN
 
 
 def _share_right(labels: list[list[str]], targets: NDArray[Any], decider: Decider) -> float:
@@ -291,7 +334,7 @@ def _manifest(trained: Trained, version: str, findings: Findings) -> Manifest:
         input=trained.input,
         calibration=decider.calibration,
         thresholds=decider.thresholds,
-        threshold_evidence=findings.choice.to_dict() if findings.choice else {},
+        threshold_evidence=_threshold_evidence(trained, findings),
         outlier=_outlier_summary(trained, findings),
         engines=findings.gates,
         metrics=headline_metrics(metrics),
@@ -300,6 +343,23 @@ def _manifest(trained: Trained, version: str, findings: Findings) -> Manifest:
         training=dict(trained.settings),
         libraries={name: library_version(name) for name in LIBRARIES},
     )
+
+
+def _threshold_evidence(trained: Trained, findings: Findings) -> dict[str, Any]:
+    """How the threshold was chosen; empty where there is none.
+
+    `none_share_of_unlabelled`: of the validation rows without a label, the share that rightly
+    gets none; null where there are no such rows.
+    """
+    if findings.choice is None:
+        return {}
+    decider, targets = findings.decider, trained.validation.targets
+    chances = decider.probabilities(findings.outputs.validation)
+    labels = decide(chances, decider.thresholds, decider.classes, decider.task)
+    truth = decider.label_names(targets)
+    unlabelled = [not given for given, true in zip(labels, truth, strict=True) if not true]
+    share = float(np.mean(unlabelled)) if unlabelled else None
+    return {**findings.choice.to_dict(), "none_share_of_unlabelled": share}
 
 
 def _outlier_summary(trained: Trained, findings: Findings) -> OutlierSummary:
@@ -341,8 +401,6 @@ def _streams(decider: Decider, outputs: Outputs, images: Pixels) -> dict[str, ND
     scores, components = decider.outlier.score(outputs.embedding, outputs.logits)
     chances = decider.probabilities(outputs)
     seen = [properties(image) for image in images]
-    accepted = np.where(chances >= decider.thresholds.as_array(decider.classes), chances, -1)
-    predicted = np.where(accepted.max(axis=1) < 0, len(decider.classes), accepted.argmax(axis=1))
     streams = {
         "outlier_score": scores,
         "confidence": confidence(chances, decider.task),
@@ -350,9 +408,22 @@ def _streams(decider: Decider, outputs: Outputs, images: Pixels) -> dict[str, ND
         "component_1": components[:, 1],
         "brightness": np.array([its.brightness for its in seen]),
         "sharpness": np.array([its.sharpness for its in seen]),
-        "predicted_class": predicted,
+        "predicted_class": predicted_class(decider, chances),
     }
     return {name: np.asarray(values, np.float32) for name, values in streams.items()}
+
+
+def predicted_class(decider: Decider, chances: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Index of the predicted class, N, as `decide` labels a row; C stands for none.
+
+    Single-label: the most probable class if it reaches its threshold. Multi-label: the most
+    probable one of those that reach theirs.
+    """
+    accepted = chances >= decider.thresholds.as_array(decider.classes)
+    ranked = chances if decider.task == "single" else np.where(accepted, chances, -1)
+    best = ranked.argmax(axis=1)
+    taken = accepted[np.arange(len(best)), best]
+    return np.asarray(np.where(taken, best, len(decider.classes)))
 
 
 def _write_reference(path: Path, manifest: Manifest, trained: Trained, findings: Findings) -> None:

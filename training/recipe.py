@@ -24,10 +24,10 @@ from model.network import (
     load_package_weights,
 )
 from model.store import ModelStore, check_name
-from training.loading import LoadedSplit, load
+from training.loading import NONE_OF_THEM, LoadedSplit, load
 from training.loop import TrainingHistory, fine_tune, train_from_scratch
 from training.packing import Rows, Trained, pack
-from training.progress import ProgressBar
+from training.progress import DecodingBar, ProgressBar
 from training.settings import TrainingSettings
 from training.sources import ArrayReader, FileReader, Source, open_source
 from training.splits import Split
@@ -91,7 +91,9 @@ def run_training(
         architecture, len(source.classes), spec, pretrained=weights == "timm", seed=request.seed
     )
     _fill_body(network, weights, store)
-    splits = load(source, spec, store.home / "cache")
+    with DecodingBar(enabled=show_progress) as decoding:
+        splits = load(source, spec, store.home / "cache", progress=decoding)
+    source.notes.extend(_unlabelled_note(request, source, splits))
     settings = _settings(request, pretrained=weights is not None)
     bar = ProgressBar("training", enabled=show_progress)
     history, kept = _train(network, splits, settings, source.task, weights is not None, [bar])
@@ -116,7 +118,9 @@ def run_training(
         alpha=request.alpha,
         seed=request.seed,
     )
-    return pack(trained, store, say)
+    bundle = pack(trained, store, say)
+    say(bundle.manifest.outlier.statement)
+    return bundle
 
 
 def choose_architecture(request: TrainRequest, source: Source) -> tuple[str, str | None]:
@@ -194,6 +198,18 @@ def _train(
 
 def _rows(split: LoadedSplit) -> Rows:
     return Rows(split.images, split.targets, tuple(split.names))
+
+
+def _unlabelled_note(
+    request: TrainRequest, source: Source, splits: dict[Split, LoadedSplit]
+) -> list[str]:
+    """What becomes of single-label rows without a label where "none" is no answer."""
+    if source.task == "multi" or request.none_allowed:
+        return []
+    count = sum(int((split.targets == NONE_OF_THEM).sum()) for split in splits.values())
+    if not count:
+        return []
+    return [f"{count} images without a label were left out of single-label training."]
 
 
 def _summary(

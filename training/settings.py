@@ -22,7 +22,7 @@ class TrainingSettings:
     epochs: int = 7  # 0: the linear head alone, when fine-tuning
     batch_size: int = 256  # images
     learning_rate: float = 0.2  # the peak of the cycle; of the head, where rates are sliced
-    body_learning_rate: float | None = None  # of the first layers; None: the same everywhere
+    body_learning_rate: float | None = None  # of the first layers; None: a hundredth of the head's
     optimizer: OptimizerName = "sgd"
     weight_decay: float = 5e-4  # on matrices and kernels; never on biases and norms
     warmup_share: float = 0.25  # of all steps, spent climbing to the peak

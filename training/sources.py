@@ -76,15 +76,6 @@ class ArrayReader:
 
 
 @dataclass(frozen=True)
-class Item:
-    """One row of a source."""
-
-    name: str
-    labels: Labels
-    split: Split
-
-
-@dataclass(frozen=True)
 class Source:
     """The table of items, as columns of equal length.
 
@@ -106,10 +97,6 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def item(self, row: int) -> Item:
-        """One row, for reading by people."""
-        return Item(self.names[row], self.labels[row], self.splits[row])
 
     def rows(self, split: Split) -> list[int]:
         """Rows of one split, ascending."""

@@ -52,7 +52,14 @@ def load_engine(
         if name == "torch":
             from model.engines.torch_engine import TorchEngine
 
-            return TorchEngine(bundle, threads=threads, precision=chosen)
+            return TorchEngine(
+                bundle.directory,
+                bundle.manifest.architecture,
+                len(bundle.manifest.classes),
+                bundle.manifest.input,
+                threads=threads,
+                precision=chosen,
+            )
     except ImportError as error:
         raise EngineError(
             f"the engine {name!r} is not installed ({error});"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from model.bundle import NETWORK, Bundle
+from model.bundle import NETWORK
 from model.engines import EngineName, Outputs
 from model.errors import EngineError
+from model.images import InputSpec
 from model.network import create_network
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -22,31 +24,46 @@ class TorchEngine:
 
     name: EngineName = "torch"
 
-    def __init__(self, bundle: Bundle, *, threads: int, precision: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        architecture: str,
+        class_count: int,
+        spec: InputSpec,
+        *,
+        threads: int,
+        precision: str,
+    ) -> None:
+        """Fill a network with the weights in a bundle's directory.
+
+        `precision` is 'bf16' or 'f32', `threads` 0 leaves their number to torch. Raises
+        `EngineError`.
+        """
         if precision not in _DTYPES:
             raise EngineError(
                 f"the torch engine has no precision {precision!r}; valid: {', '.join(_DTYPES)}"
             )
         self.precision = precision
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" and threads:
             torch.set_num_threads(threads)
-        manifest = bundle.manifest
-        network = create_network(manifest.architecture, len(manifest.classes), manifest.input)
+        network = create_network(architecture, class_count, spec)
         try:
-            network.load_state_dict(load_file(bundle.path(NETWORK)))
+            network.load_state_dict(load_file(directory / NETWORK))
         except RuntimeError as error:
-            raise EngineError(f"{bundle.path(NETWORK)} does not fit: {error}") from error
+            raise EngineError(f"{directory / NETWORK} does not fit: {error}") from error
         self._network = network.eval().to(self._device)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Engine.run`."""
         dtype = _DTYPES[self.precision]
+        # torch warns about arrays that it could not write to, such as memory-mapped ones.
+        writable = images if images.flags.writeable else images.copy()
         autocast = (
             torch.autocast(self._device.type, dtype)
             if dtype is not torch.float32
             else nullcontext()
         )
         with torch.inference_mode(), autocast:
-            logits, embedding = self._network(torch.from_numpy(images).to(self._device))
+            logits, embedding = self._network(torch.from_numpy(writable).to(self._device))
         return Outputs(logits.float().cpu().numpy(), embedding.float().cpu().numpy())

@@ -117,15 +117,37 @@ def test_a_champion_that_does_not_verify_leaves_the_old_one_answering(
 
 
 def test_ending_the_server_finishes_what_is_in_flight(home, serving, image):
+    """A request whose body is half sent when the signal comes is still answered."""
     with serving(home) as server:
-        asking = Asking(server.url, image)
-        asking.start()
-        time.sleep(1)
-        asking.done.set()
-        server.process.terminate()
-        asking.join()
+        port = int(server.url.rpartition(":")[2])
+        head = (
+            f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(image)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(head.encode() + image[:100])
+            time.sleep(0.5)
+            server.process.terminate()
+            time.sleep(0.5)
+            connection.sendall(image[100:])
+            answer = connection.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"ankle boot" in answer
         assert server.process.wait(30) == 0
-        assert {status for status, _ in asking.seen} == {200}
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/livez")
+
+
+def test_before_the_end_it_says_that_it_is_not_ready(home, serving, image):
+    with serving(home, drain_seconds="3") as server:
+        server.process.terminate()
+        time.sleep(1)
+        ready = httpx.get(f"{server.url}/readyz")
+        refused = httpx.post(f"{server.url}/v1/predict", content=image)
+        for response in (ready, refused):
+            assert response.status_code == 503
+            assert response.json()["error"]["code"] == "unavailable"
+            assert response.headers["retry-after"] == "1"
+        assert server.process.wait(30) == 0
 
 
 def test_a_killed_worker_comes_back(home, serving, image):

@@ -55,6 +55,21 @@ def test_probabilities_do_not_depend_on_the_batch(engine, bundle, images):
         assert np.abs(part - together[:size]).max() < 0.005
 
 
+def test_images_may_be_read_only(engine, images):
+    """As memory-mapped ones are; torch warns about those, and warnings are errors."""
+    frozen = images[:2].copy()
+    frozen.flags.writeable = False
+    assert np.array_equal(engine.run(frozen).logits, engine.run(images[:2]).logits)
+
+
+def test_weights_that_do_not_fit_are_refused_by_torch(bundle):
+    from model.engines.torch_engine import TorchEngine
+
+    spec = bundle.manifest.input
+    with pytest.raises(EngineError, match=r"network.safetensors does not fit"):
+        TorchEngine(bundle.directory, "small-resnet", 3, spec, threads=0, precision="f32")
+
+
 def test_engines_agree(bundle, images):
     first, second = (chances(bundle, load_engine(name, bundle).run(images)) for name in ENGINES)
     assert np.mean(first.argmax(axis=1) == second.argmax(axis=1)) > 0.95

@@ -84,6 +84,12 @@ def test_a_bad_value_is_refused_with_its_name_the_value_and_what_is_valid(
         read_settings(ServiceSettings)
 
 
+def test_settings_that_do_not_go_together_are_told_without_all_the_others(monkeypatch):
+    monkeypatch.setenv("PLUMBLINE_QUEUE_IMAGES", "8")
+    with pytest.raises(SettingsError, match=r"^queue_images=8 is less than limit_parts=64"):
+        read_settings(ServiceSettings)
+
+
 def test_a_bad_value_in_the_file_is_refused_with_its_name(toml):
     toml("batch_images = 'eight'")
     with pytest.raises(SettingsError, match=r"PLUMBLINE_BATCH_IMAGES='eight'.*integer"):

@@ -100,7 +100,26 @@ def test_bentoml_lists_and_loads_what_was_registered(store, register):
     assert told.stdout.splitlines() == [f"listed {tag}", f"latest {tag}"]
 
 
+def test_a_pointer_for_bentoml_that_cannot_be_written_is_told_and_the_version_stays(
+    store, register, caplog
+):
+    (store.bentoml_home / "models" / "shapes" / "latest").mkdir(parents=True)
+    tag = register()
+    assert store.find("shapes:latest").tag == tag
+    assert f"{tag} is registered, but BentoML's pointer" in caplog.text
+    left = sorted(path.name for path in (store.bentoml_home / "models" / "shapes").iterdir())
+    assert left == sorted([tag.partition(":")[2], "latest"])
+
+
 # Finding
+
+
+def test_a_database_that_cannot_be_read_is_a_store_error(store):
+    with write_transaction(store.state) as connection:
+        versions_table.drop(connection)
+    for ask in (store.versions, store.champion, lambda: store.find("shapes:latest")):
+        with pytest.raises(StoreError, match="cannot be read: no such table"):
+            ask()
 
 
 def test_versions_come_newest_first_and_by_name(store, register):
@@ -178,6 +197,53 @@ def test_rollback_brings_back_the_champion_before(store, register):
         store.promote(tag)
     assert store.rollback().tag == second
     assert stages(store) == {first: "retired", second: "champion", third: "retired"}
+
+
+def test_repeated_rollbacks_go_further_back_and_never_forward(store, register):
+    first, second, third = register(), register(), register()
+    for tag in (first, second, third):
+        store.promote(tag)
+    assert [store.rollback().tag, store.rollback().tag] == [second, first]
+    with pytest.raises(StoreError, match=f"{first} has no champion before it"):
+        store.rollback()
+    assert audited(store)[-2:] == [
+        ("rollback", second, f"before: {third}"),
+        ("rollback", first, f"before: {second}"),
+    ]
+
+
+def test_a_rollback_after_a_new_promotion_does_not_bring_back_what_was_rolled_back(store, register):
+    first, bad, mended = register(), register(), register()
+    store.promote(first)
+    store.promote(bad)
+    store.rollback()
+    store.promote(mended)
+    assert store.rollback().tag == first
+
+
+def test_a_version_promoted_twice_is_rolled_back_step_by_step(store, register):
+    first, second = register(), register()
+    for tag in (first, second, first):
+        store.promote(tag)
+    assert [store.rollback().tag, store.rollback().tag] == [second, first]
+
+
+def test_a_rollback_keeps_to_names_that_look_alike(store, register):
+    for name in ("a_b", "axb"):
+        store.promote(register(name))
+    with pytest.raises(StoreError, match="nothing to roll back to"):
+        store.rollback("a_b")
+
+
+def test_a_rollback_to_a_corrupt_version_changes_nothing(store, register):
+    first, second = register(), register()
+    store.promote(first)
+    store.promote(second)
+    store.load(store.find(first)).path(bundles.REPORT).write_text("changed")
+    with pytest.raises(BundleError, match=r"report\.html is corrupt"):
+        store.rollback()
+    assert stages(store) == {first: "retired", second: "champion"}
+    assert audited(store)[-1][:2] == ("promote", second)
 
 
 def test_rollback_without_a_champion_before_is_refused(store, register):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from monitoring.outlier import NEIGHBOURS, RECORD_COMPONENTS, OutlierModel
+from monitoring import outlier
+from monitoring.outlier import CHUNK_ROWS, NEIGHBOURS, RECORD_COMPONENTS, OutlierModel
 
 SIZE, CLASSES = 48, 5
 
@@ -136,6 +137,30 @@ def test_neighbours_in_the_batch_do_not_change_a_score(world, fitted):
         alone, own = fitted.score(embedding[row : row + 1], logits[row : row + 1])
         assert alone[0] == pytest.approx(together[row], abs=1e-3)
         assert own[0] == pytest.approx(components[row], abs=1e-3)
+
+
+def test_many_rows_meet_the_bank_in_chunks(world, fitted, monkeypatch):
+    seen = []
+    real = outlier._coordinates
+
+    def spy(embedding, *rest):
+        seen.append(len(embedding))
+        return real(embedding, *rest)
+
+    monkeypatch.setattr(outlier, "_coordinates", spy)
+    embedding, logits = world.draw(2 * CHUNK_ROWS + 3)
+    scores, components = fitted.score(embedding, logits)
+    assert seen == [CHUNK_ROWS, CHUNK_ROWS, 3]
+    for chosen in (slice(0, 5), slice(CHUNK_ROWS - 2, CHUNK_ROWS + 2), slice(-3, None)):
+        alone, own = fitted.score(embedding[chosen], logits[chosen])
+        assert scores[chosen] == pytest.approx(alone, abs=1e-3)
+        assert components[chosen] == pytest.approx(own, abs=1e-3)
+
+
+def test_no_rows_have_no_scores(world, fitted):
+    scores, components = fitted.score(*(part[:0] for part in world.draw(1)))
+    assert scores.shape == (0,)
+    assert len(components) == 0
 
 
 @pytest.mark.parametrize(("rows", "size"), [(900, 48), (80, 200)], ids=["many", "few"])

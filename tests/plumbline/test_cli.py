@@ -21,8 +21,8 @@ def test_training_prints_a_version_that_is_champion(trained, run_plumbline):
 
 
 def test_clean_test_images_are_flagged_at_about_the_stated_rate(trained):
-    # 1,000 test images at 1 %: a count of 0 to 25 has a chance of over 0.999.
-    assert trained.report["metrics"]["flagged_rate"] <= 0.025
+    # 1,000 test images at 1 %: a count of 2 to 25 has a chance of over 0.99.
+    assert 0.002 <= trained.report["metrics"]["flagged_rate"] <= 0.025
 
 
 def test_evaluate_gives_the_figures_of_training_again(trained, run_plumbline):
@@ -30,6 +30,7 @@ def test_evaluate_gives_the_figures_of_training_again(trained, run_plumbline):
         *("evaluate", trained.tag, "--data", trained.data, "--json"), home=trained.path
     )
     found = json.loads(done.stdout)
+    assert found["split"] == "test"
     for name in ("accuracy", "macro_f1", "flagged_rate", "ece"):
         assert found[name] == pytest.approx(trained.report["metrics"][name], abs=1e-6)
 
@@ -111,7 +112,9 @@ class TestBadTrainingInput:
         for number in range(20):
             image = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
             Image.fromarray(image).save(folder / f"{number}.png")
-        assert "class" in self.refused(run_plumbline, tmp_path, tmp_path / "data")
+        assert "has one class only, cat;" in self.refused(
+            run_plumbline, tmp_path, tmp_path / "data"
+        )
 
     def test_a_path_that_leads_outside(self, run_plumbline, tmp_path):
         (tmp_path / "data").mkdir()

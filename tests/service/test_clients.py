@@ -86,7 +86,7 @@ def test_other_host_names_are_forbidden(host, by_name):
 
 
 def test_no_host_header_is_forbidden(by_name):
-    with pytest.raises(RequestError, match="Host header is ''"):
+    with pytest.raises(RequestError, match="Host header names ''"):
         by_name.admit(asking(), "predict")
 
 
@@ -179,3 +179,21 @@ def test_without_a_known_key_nobody_is_served_not_even_loopback(header, keys):
     assert (refusal.value.code, refusal.value.status) == ("unauthorized", 401)
     assert refusal.value.headers == {"WWW-Authenticate": "Bearer"}
     assert secrets["anna"] not in str(refusal.value)
+
+
+def test_without_keys_only_this_machine_is_served(tmp_path):
+    clients = Clients(ServiceSettings(home=tmp_path))
+    with pytest.raises(RequestError, match="only this machine"):
+        clients.admit(asking("192.168.1.9", host="localhost"), "predict")
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://localhost.evil.example", "null"]
+)
+def test_a_page_of_another_origin_is_forbidden(tmp_path, origin):
+    clients = Clients(ServiceSettings(home=tmp_path))
+    with pytest.raises(RequestError, match="Origin"):
+        clients.admit(asking("127.0.0.1", host="localhost", origin=origin), "predict")
+    assert clients.admit(
+        asking("127.0.0.1", host="localhost", origin="http://localhost:3000"), "predict"
+    )

@@ -81,8 +81,37 @@ def test_plain_class_folders_are_dealt_by_class(tmp_path: Path) -> None:
     assert counts(source) == {"fit": 36, "validation": 9, "calibration": 9, "test": 6}
     of_fit = Counter(source.labels[row] for row in source.rows(Split.FIT))
     assert of_fit == {("cat",): 12, ("dog",): 24}
-    assert source.item(0).name == "cat/000.png"
+    assert source.names[0] == "cat/000.png"
     assert "60/15/15/10" in source.notes[0]
+
+
+def dealt(classes: int, rows: int, seed: int = 0) -> tuple[list[Split], list[str]]:
+    labels = [(f"class {row % classes}",) for row in range(rows)]
+    return deal_splits(labels, [None] * rows, seed)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 30])
+def test_calibration_gets_enough_to_flag_at_one_percent(classes: int) -> None:
+    splits, notes = dealt(classes, 480)
+    assert splits.count(Split.CALIBRATION) == 120
+    assert any("went from fit to calibration, which has 120" in note for note in notes)
+    for split in (Split.FIT, Split.CALIBRATION):
+        members = Counter(row % classes for row in range(480) if splits[row] is split)
+        assert set(members) == set(range(classes))
+        assert max(members.values()) - min(members.values()) <= 2
+    assert splits == dealt(classes, 480)[0] != dealt(classes, 480, seed=1)[0]
+
+
+def test_calibration_takes_no_label_from_fit_altogether() -> None:
+    splits, _ = dealt(200, 400)
+    assert {row % 200 for row in range(400) if splits[row] is Split.FIT} == set(range(200))
+
+
+def test_calibration_of_few_or_of_many_images_keeps_its_share() -> None:
+    for rows, expected in ((200, 30), (1000, 150)):
+        splits, notes = dealt(2, rows)
+        assert splits.count(Split.CALIBRATION) == expected
+        assert not any("went from fit" in note for note in notes)
 
 
 def test_same_seed_same_splits_and_fingerprint(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""How much is inside the door: images and body bytes of every request not yet answered.
+
+The bound of the queue is kept here, before a body is read, so that overload is refused at the
+door and not after the work of reading and decoding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from service.errors import overloaded
+
+
+class Occupancy:
+    """Counts what is inside one worker, and refuses what does not fit.
+
+    `images_per_second` tells how fast the worker drains, for `Retry-After`.
+    """
+
+    def __init__(
+        self, *, most_images: int, most_bytes: int, images_per_second: Callable[[], float]
+    ) -> None:
+        self._most_images = most_images
+        self._most_bytes = most_bytes
+        self._images_per_second = images_per_second
+        self.images = 0
+        self.bytes = 0
+
+    def visit(self) -> Visit:
+        """One request; use as a context manager, which gives everything back at its end."""
+        return Visit(self)
+
+    def take(self, images: int, body_bytes: int) -> None:
+        """Raise `RequestError` `overloaded` unless there is room; else count it."""
+        if self.images + images > self._most_images:
+            raise self._overloaded(
+                f"{self.images} images are inside and at most {self._most_images}"
+            )
+        if self.bytes + body_bytes > self._most_bytes:
+            raise self._overloaded(f"{self.bytes} bytes, at most {self._most_bytes}")
+        self.images += images
+        self.bytes += body_bytes
+
+    def give_back(self, images: int, body_bytes: int) -> None:
+        """What a visit took."""
+        self.images -= images
+        self.bytes -= body_bytes
+
+    def _overloaded(self, full: str) -> Exception:
+        seconds = max(1, math.ceil(self.images / max(self._images_per_second(), 1e-3)))
+        return overloaded(f"the service is full: it holds {full}; try again later", seconds)
+
+
+class Visit:
+    """What one request has taken so far."""
+
+    def __init__(self, occupancy: Occupancy) -> None:
+        self._occupancy = occupancy
+        self._images = 0
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._occupancy.give_back(self._images, self._bytes)
+
+    def take_images(self, count: int) -> None:
+        """Raise `RequestError` `overloaded` unless there is room for so many more."""
+        self._occupancy.take(count, 0)
+        self._images += count
+
+    def take_bytes(self, count: int) -> None:
+        """Raise `RequestError` `overloaded` unless there is room for so many more."""
+        self._occupancy.take(0, count)
+        self._bytes += count

@@ -1,0 +1,134 @@
+"""`plumbline up` serves the model that was meant, trains only what is missing, stops in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from model.bundle import DataSummary
+from model.errors import StoreError
+from model.state import versions, write_transaction
+from plumbline import up
+
+START = subprocess.Popen
+
+
+@pytest.fixture
+def started(store, monkeypatch):
+    """Stands in for the service: a child that sleeps; gives the environments it was given."""
+    environments = []
+
+    def start(command, env, **options):
+        environments.append(env)
+        return START(["sleep", "60"], **options)
+
+    monkeypatch.setenv("PLUMBLINE_HOME", str(store.home))
+    monkeypatch.setattr(up.subprocess, "Popen", start)
+    monkeypatch.setattr(up, "check_address", lambda host, port: None)
+    monkeypatch.setattr(up, "_wait_until_ready", lambda service, url: None)
+    monkeypatch.setattr(up, "_wait", lambda service: 0)
+    monkeypatch.setattr(up, "_example_image", lambda home, source: f"image of {source}")
+    return environments
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train(data, name):
+        raise AssertionError(f"trained {name} on {data}")
+
+    monkeypatch.setattr(up, "_train_champion", train)
+
+
+@pytest.mark.parametrize(
+    ("given", "setting", "served"),
+    [
+        (None, None, "fashion-mnist"),
+        (None, "photographs", "photographs"),
+        ("photographs", None, "photographs"),
+        ("photographs", "fashion-mnist", "photographs"),
+    ],
+)
+def test_of_several_champions_the_one_that_was_meant_is_served(
+    given, setting, served, store, register, started, no_training, monkeypatch, capsys
+):
+    tags = {name: register(name) for name in ("fashion-mnist", "photographs")}
+    for tag in tags.values():
+        store.promote(tag)
+    if setting:
+        monkeypatch.setenv("PLUMBLINE_MODEL", setting)
+    assert up.bring_up("fashion-mnist", given) == 0
+    assert started[0]["PLUMBLINE_MODEL"] == served
+    assert f"{tags[served]} is served" in capsys.readouterr().out
+
+
+def test_a_model_without_a_champion_is_trained_under_its_name(
+    store, register, started, monkeypatch
+):
+    store.promote(register("photographs"))
+    trained = []
+
+    def train(data, name):
+        trained.append((data, name))
+        store.promote(register(name))
+
+    monkeypatch.setattr(up, "_train_champion", train)
+    up.bring_up("crops", "garments")
+    assert trained == [("crops", "garments")]
+    assert started[0]["PLUMBLINE_MODEL"] == "garments"
+
+
+def test_an_unreadable_database_is_no_reason_to_train(store, started, no_training):
+    with write_transaction(store.state) as connection:
+        versions.drop(connection)
+    with pytest.raises(StoreError, match="no such table"):
+        up.bring_up("fashion-mnist", None)
+
+
+def test_the_example_belongs_to_what_the_served_version_was_trained_on(
+    store, register, started, no_training, capsys
+):
+    summary = DataSummary(source="crops", fingerprint="0" * 64, images={"fit": 1})
+    store.promote(register("photographs", data=summary))
+    up.bring_up("fashion-mnist", "photographs")
+    assert "@image of crops " in capsys.readouterr().out
+
+
+def test_the_example_is_a_sneaker_for_fashion_mnist_alone(tmp_path):
+    assert up._example_image(tmp_path, "crops") is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_service_starts_stops_it_too(number, monkeypatch):
+    children = []
+
+    def start(command, **options):
+        child = START(["sleep", "60"])
+        os.kill(os.getpid(), number)
+        children.append(child)
+        return child
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(up.subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt), up._running_service("garments"):
+        raise AssertionError("it was to be stopped")
+    assert children[0].poll() == -signal.SIGTERM
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_while_the_service_runs_stops_it(monkeypatch):
+    monkeypatch.setattr(up.subprocess, "Popen", lambda command, **options: START(["sleep", "60"]))
+    with pytest.raises(KeyboardInterrupt), up._running_service("garments") as service:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert service.poll() == -signal.SIGTERM
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with up._on_signals(up._interrupt):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,149 @@
+"""Whole trainings of a few seconds, from a CSV to a registered version."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from rich.console import Console
+
+import training.recipe
+from model.bundle import REFERENCE, Bundle
+from model.decision import Task
+from model.store import ModelStore
+from monitoring.records import read_records
+from training.progress import DecodingBar
+from training.recipe import TrainRequest, run_training
+
+SIDE = 28  # px
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230)}
+PLACES = {"red": (2, 2, 12, 12), "green": (15, 2, 26, 12), "blue": (2, 15, 12, 26)}
+
+
+def draw(labels: tuple[str, ...], rng: np.random.Generator) -> Image.Image:
+    """A noisy grey field with a blot of each colour in its own corner."""
+    image = Image.fromarray(rng.integers(90, 140, (SIDE, SIDE, 3)).astype(np.uint8))
+    for label in labels:
+        left, top, right, bottom = PLACES[label]
+        by = int(rng.integers(-2, 3))
+        ImageDraw.Draw(image).ellipse((left + by, top, right + by, bottom), fill=COLOURS[label])
+    return image
+
+
+def write_data(folder: Path, rows: list[tuple[str, ...]], columns: Callable[[int], str]) -> Path:
+    """Images and a table of them; `columns(row)` gives is_valid, or nothing."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["fname,labels" + (",is_valid" if columns(0) else "")]
+    for row, labels in enumerate(rows):
+        draw(labels, rng).save(folder / f"{row:04}.png")
+        lines.append(f"{row:04}.png,{' '.join(labels)}{columns(row)}")
+    table = folder / "table.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table
+
+
+def train(
+    store: ModelStore, data: Path, *, task: Task | None = None, none_allowed: bool = False
+) -> tuple[Bundle, list[str]]:
+    """Two epochs of the small network, and what was said meanwhile."""
+    said: list[str] = []
+    request = TrainRequest(
+        data=str(data),
+        name="blots",
+        task=task,
+        none_allowed=none_allowed,
+        architecture="small-resnet",
+        epochs=2,
+        batch_size=16,
+        learning_rate=0.05,
+    )
+    return run_training(request, store, show_progress=False, say=said.append), said
+
+
+@pytest.mark.slow
+def test_multi_label_csv_gives_a_registered_version_with_platt_and_one_threshold(
+    tmp_path: Path, store: ModelStore
+) -> None:
+    kinds = [(), ("red",), ("green",), ("blue",), ("red", "green"), ("red", "green", "blue")]
+    data = write_data(tmp_path / "data", [kinds[row % 6] for row in range(420)], lambda row: "")
+    bundle, said = train(store, data)
+    manifest = store.load(store.find(bundle.manifest.tag)).manifest
+    assert manifest.task == "multi"
+    assert manifest.none_allowed
+    assert manifest.calibration.method == "platt"
+    assert len(manifest.calibration.slopes) == 3
+    assert manifest.thresholds.objective == "macro_f1"
+    assert manifest.thresholds.value is not None
+    assert manifest.thresholds.per_class == {}
+    assert 0 <= manifest.threshold_evidence["none_share_of_unlabelled"] <= 1
+    assert manifest.metrics_split == "test"
+    assert manifest.data.images["calibration"] == 120
+    assert manifest.outlier.smallest_alpha < 0.01
+    assert any("went from fit to calibration" in note for note in manifest.data.notes)
+    assert said[-1] == manifest.outlier.statement
+    assert read_records(bundle.path(REFERENCE)).num_rows == 120
+
+
+@pytest.mark.slow
+def test_single_label_csv_without_test_rows_reports_validation_and_says_so(
+    tmp_path: Path, store: ModelStore
+) -> None:
+    kinds = [("red",), ("green",), ("blue",), ("red",), ("green",), ("blue",), ()]
+    rows = [kinds[row % 7] for row in range(210)]
+    data = write_data(tmp_path / "data", rows, lambda row: f",{row >= 98}")
+    bundle, _ = train(store, data, task="single")
+    manifest = bundle.manifest
+    assert manifest.metrics_split == "validation"
+    assert manifest.data.images["test"] == 0
+    assert manifest.calibration.method == "temperature"
+    assert manifest.thresholds.value is None
+    assert manifest.threshold_evidence == {}
+    notes = " ".join(manifest.data.notes)
+    assert "no test rows" in notes
+    assert "half of the rows" in notes
+    assert "30 images without a label were left out of single-label training" in notes
+
+
+class Stop(Exception):  # noqa: N818  (ends a training, is no error)
+    """Raised where a test has seen enough."""
+
+
+def test_decoding_is_shown_on_the_bar(
+    tmp_path: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = io.StringIO()
+
+    def bar(*, enabled: bool) -> DecodingBar:
+        return DecodingBar(enabled=enabled, console=Console(file=page, width=80))
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(training.recipe, "DecodingBar", bar)
+    monkeypatch.setattr(training.recipe, "_train", stop)
+    rows = [("red",), ("green",)] * 80
+    request = TrainRequest(
+        data=str(write_data(tmp_path / "data", rows, lambda row: "")),
+        name="blots",
+        architecture="small-resnet",
+    )
+    for _ in range(2):  # the second time from the cache, quietly
+        with pytest.raises(Stop):
+            run_training(request, store)
+    assert page.getvalue() == "decoded 160 images\n"
+
+
+def test_decoding_bar_counts_on_a_terminal_and_is_silent_for_a_program() -> None:
+    page = io.StringIO()
+    for enabled in (False, True):
+        console = Console(file=page, width=80, force_terminal=True)
+        with DecodingBar(enabled=enabled, console=console) as bar:
+            assert page.getvalue() == ""
+            bar(64, 128)
+            bar(128, 128)
+    assert "128/128" in page.getvalue()
