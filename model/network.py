@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import os
 import socket
 from collections.abc import Iterable
@@ -96,25 +97,33 @@ class ResidualBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A residual network for images of about 28 to 64 px; embeds into 128 dimensions.
+    """A residual network for images of about 28 to 64 px; embeds into 240 dimensions.
 
-    Of three layouts of about equal cost tried on Fashion-MNIST (ten epochs, one seed, 10,000
-    held-out training images) this one did best: 0.9275 against 0.9251 and 0.9202. For
-    photographs of 100 px and more take a timm model.
+    The embedding joins the pooled features of the stem and of every stage: what makes an image
+    foreign often shows early. On Fashion-MNIST the share of photographs that the outlier score
+    flags at 1 % rose from 0.60 to 0.93 against the last stage alone. For photographs of 100 px
+    and more take a timm model.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = _convolution(3, _SMALL_RESNET_STEM, 3, 1)
         widths = (_SMALL_RESNET_STEM, *_SMALL_RESNET_WIDTHS)
-        self.stages = nn.Sequential(
-            *(ResidualBlock(before, after, 2) for before, after in pairwise(widths))
+        self.stages = nn.ModuleList(
+            ResidualBlock(before, after, 2) for before, after in pairwise(widths)
         )
+        # Wide stages have long feature vectors; without this they would drown the others.
+        self.scales = tuple(math.sqrt(widths[-1] / width) for width in widths)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pooled features after the last ReLU, N x D, of normalised images N x 3 x H x W."""
-        features: Tensor = self.stages(functional.relu(self.stem(images)))
-        return features.mean(dim=(2, 3))
+        """Pooled features after each ReLU, N x D, of normalised images N x 3 x H x W."""
+        features = functional.relu(self.stem(images))
+        pooled = [features.mean(dim=(2, 3))]
+        for stage in self.stages:
+            features = stage(features)
+            pooled.append(features.mean(dim=(2, 3)))
+        scaled = [part * scale for part, scale in zip(pooled, self.scales, strict=True)]
+        return torch.cat(scaled, dim=1)
 
 
 def create_network(

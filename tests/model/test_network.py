@@ -48,7 +48,7 @@ def test_small_resnet_takes_uint8_images_and_embeds_plainly(size: int) -> None:
     network = create_network("small-resnet", 7, SMALL).eval()
     logits, embedding = network(images(3, size))
     assert logits.shape == (3, 7)
-    assert embedding.shape == (3, network.embedding_size) == (3, 128)
+    assert embedding.shape == (3, network.embedding_size) == (3, 240)
     assert bool((embedding >= 0).all())  # pooled after a ReLU: what the outlier score reads
     torch.testing.assert_close(logits, network.head(embedding))
 
@@ -91,7 +91,7 @@ def test_seed_decides_the_weights_and_leaves_the_random_state_alone() -> None:
 def test_body_and_head_share_out_every_parameter() -> None:
     network = create_network("small-resnet", 3, SMALL)
     body, head = network.body_parameters(), network.head_parameters()
-    assert [weight.shape for weight in head] == [(3, 128), (3,)]
+    assert [weight.shape for weight in head] == [(3, 240), (3,)]
     assert {id(one) for one in [*body, *head]} == {id(one) for one in network.parameters()}
 
 
@@ -134,7 +134,7 @@ def test_weights_of_another_network_name_the_tensors_that_differ(tmp_path: Path)
     save_file(weights_of(other), tmp_path / "w.safetensors")
     network = create_network("small-resnet", 3, SMALL)
     before = network.head.weight.clone()
-    with pytest.raises(SettingsError, match=r"2 tensors differ, head\.weight is \(5, 128\)"):
+    with pytest.raises(SettingsError, match=r"2 tensors differ, head\.weight is \(5, 240\)"):
         load_weights(network, tmp_path / "w.safetensors")
     assert torch.equal(network.head.weight, before)
     with pytest.raises(SettingsError, match=r"tensors differ, .* and \d+ more"):
