@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -165,22 +164,20 @@ class RecordSink:
         self._thread.join()
 
     def _run(self) -> None:
-        while not (self._stopping.is_set() and self._queue.empty()):
-            records = self._collect()
-            if records:
+        # Wakes for a batch of records, never for one: a wake-up costs more than a record.
+        stopping = False
+        while not stopping:
+            stopping = self._stopping.wait(self._flush_seconds)
+            while records := self._collect():
                 self._write(records)
 
     def _collect(self) -> list[Record]:
-        deadline = time.monotonic() + self._flush_seconds
         records: list[Record] = []
         while len(records) < self._file_rows:
-            patience = 0.0 if self._stopping.is_set() else deadline - time.monotonic()
             try:
-                # Short waits, so that `close` is noticed; it costs nothing when there is traffic.
-                records.append(self._queue.get(timeout=max(0.0, min(patience, 0.25))))
+                records.append(self._queue.get_nowait())
             except queue.Empty:
-                if patience <= 0.25:
-                    break
+                break
         return records
 
     def _write(self, records: list[Record]) -> None:

@@ -8,18 +8,18 @@ BentoML's routes, input types, dispatcher and middleware stay out of the way of 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bentoml
 from _bentoml_sdk.service import Service
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.settings import read_settings
-from service.errors import unavailable
-from service.http import error_response
 from service.logs import configure_logging
 from service.settings import ServiceSettings
-from service.worker import Worker
+
+if TYPE_CHECKING:
+    from service.worker import Worker
 
 log = logging.getLogger("plumbline.service")
 
@@ -56,6 +56,9 @@ class Plumbline:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """Put the parts together; loading goes on in the background, `/readyz` tells."""
+        # Imported here: the process that starts the workers needs none of it.
+        from service.worker import Worker
+
         Plumbline.worker = Worker(SETTINGS)
         Plumbline.worker.start()
 
@@ -68,6 +71,9 @@ class Plumbline:
 
 
 async def _not_started(scope: Scope, receive: Receive, send: Send) -> None:
+    from service.errors import unavailable
+    from service.http import error_response
+
     await error_response(unavailable("the service is starting"))(scope, receive, send)
 
 

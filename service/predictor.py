@@ -71,9 +71,9 @@ class Predictor:
         return self.bundle.manifest.classes
 
     def warm_up(self, largest_batch: int) -> None:
-        """Run every batch size once, so that no request pays for it."""
+        """Run small and full batches once, so that the first requests do not pay for it."""
         size = self.input.size
-        for count in range(1, largest_batch + 1):
+        for count in sorted({1, 2, largest_batch}):
             self.predict([np.zeros((size, size, 3), np.uint8)] * count)
 
     def predict(self, images: Sequence[Pixels]) -> list[Judgement]:
