@@ -9,7 +9,7 @@ export BENTOML_DO_NOT_TRACK := True
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test lint bench docs clean
+.PHONY: help install up drift test lint bench docs clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,7 +24,12 @@ up: $(INSTALLED) ## Train where there is no champion yet, serve it, and stream t
 	@scripts/get_fashion_mnist
 	@exec $(BIN)/plumbline up
 
-test: $(INSTALLED) ## Run the test suite
+KIND ?= dark
+
+drift: $(INSTALLED) ## Play drifting traffic against what `make up` started; KIND=dark|blur|noise|foreign
+	@$(BIN)/plumbline drift $(KIND)
+
+test: $(INSTALLED) ## Run the test suite (the longer tests: .venv/bin/pytest -m slow)
 	$(BIN)/pytest
 
 lint: $(INSTALLED) ## Check style and types
@@ -32,8 +37,9 @@ lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## Measure serving against the raw loop (see docs/performance.md)
+bench: $(INSTALLED) ## Measure serving against the raw loop, and the drift alarm (docs/performance.md)
 	$(BIN)/python bench/serve.py
+	$(BIN)/python bench/evidence.py --home var/bench
 
 docs: $(INSTALLED) ## Generate the reference pages of settings, commands and metrics
 	$(BIN)/python -m plumbline.reference

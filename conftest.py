@@ -139,10 +139,11 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> ServeFixture:
     (blocker / "sitecustomize.py").write_text(_WITHOUT_TORCH)
 
     @contextmanager
-    def serve(home: Path, *, wait: bool = True, **settings: str) -> Iterator[Server]:
+    def serve(home: Path, *, wait: bool = True, **settings: str | None) -> Iterator[Server]:
         port = free_port()
-        settings = {"workers": "1", "serve_on": f"127.0.0.1:{port}", **settings}
-        environment = {**_environment(home, settings), "PYTHONPATH": str(blocker)}
+        given = {"workers": "1", "serve_on": f"127.0.0.1:{port}", **settings}
+        wanted = {name: value for name, value in given.items() if value is not None}
+        environment = {**_environment(home, wanted), "PYTHONPATH": str(blocker)}
         log = tmp_path_factory.mktemp("server") / "log"
         with log.open("w") as output:
             process = subprocess.Popen(

@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +36,7 @@ import aiohttp
 import httpx
 import numpy as np
 import psutil
+import pyarrow.parquet
 import skimage.data
 from PIL import Image
 
@@ -45,12 +46,13 @@ from model.engines import load_engine
 from model.images import check, prepare, properties
 from model.settings import ModelSettings
 from model.store import ModelStore
-from monitoring.outlier import OutlierModel
-from monitoring.records import to_table
+from monitoring.outlier import BANK_LIMIT, OutlierModel
+from monitoring.records import Record, to_table
 from service.admission import Admitted
 from service.batcher import Answer
 from service.http import make_record
 from service.predictor import Predictor
+from service.serving import WORKER_ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 SERVER_CORE, LOAD_CORE = 0, 1
@@ -58,6 +60,7 @@ NAME = "photographs"
 BATCH = 8
 CLIENTS = 24
 SECONDS = 12.0
+FLUSH_BATCHES = 20
 
 
 def main() -> None:
@@ -70,19 +73,32 @@ def main() -> None:
     train_once(home)
     images = jpegs()
     print(f"{cpu_name()}, Python {platform.python_version()}, OpenVINO {version('openvino')}")
-    raw, served = [], []
-    with running_server(home) as (url, worker, ready_seconds):
+    raw, served, unrecorded = [], [], []
+    with (
+        running_server(home) as (url, worker, ready_seconds),
+        running_server(home, PLUMBLINE_RECORD="false") as (silent_url, silent, _),
+    ):
         for _ in range(options.rounds):
-            worker.suspend()  # an idle worker still wakes now and then
+            # Whoever is not measured is stopped: an idle worker still wakes now and then.
+            worker.suspend()
+            silent.suspend()
             raw.append(in_subprocess("raw", home))
             worker.resume()
             served.append(load(url, images, clients=CLIENTS).images_per_second)
+            worker.suspend()
+            silent.resume()
+            unrecorded.append(load(silent_url, images, clients=CLIENTS).images_per_second)
+        silent.suspend()
+        worker.resume()
         half = load(url, images, rate=statistics.median(served) / 2)
         memory = worker.memory_info().rss / 2**20
+        silent.resume()
     ratios = [one / other for one, other in zip(served, raw, strict=True)]
     print(f"raw loop        {show(raw)} images/s")
     print(f"served          {show(served)} images/s")
     print(f"served / raw    {show(ratios, '.3f')}")
+    kept = [one / other for one, other in zip(served, unrecorded, strict=True)]
+    print(f"with / without records  {show(kept, '.3f')}")
     print(f"at half load    p50 {half.quantile(0.5):.1f} ms, p99 {half.quantile(0.99):.1f} ms")
     print(f"start to ready  {ready_seconds:.1f} s")
     print(f"worker memory   {memory:.0f} MB resident")
@@ -143,7 +159,7 @@ def train_once(home: Path) -> None:
 
 def in_subprocess(what: str, home: Path) -> float:
     """Run `raw` or `share` of this file on the server's core; the last line is its result."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **WORKER_ENVIRONMENT}
     done = subprocess.run(
         [sys.executable, __file__, what, str(home)],
         env=environment,
@@ -173,39 +189,60 @@ def share(home: Path) -> None:
     """CPU time a step, per image, and the share of recording with outlier scoring."""
     predictor = load_predictor(home)
     manifest = predictor.bundle.manifest
-    outlier = OutlierModel.from_arrays(predictor.bundle.arrays(OUTLIER))
+    outlier = with_full_bank(OutlierModel.from_arrays(predictor.bundle.arrays(OUTLIER)))
     batch = batched(jpegs())[0]
     prepared = [prepare(data, predictor.input) for data in batch]
     logits, embedding = predictor.engine.run(np.stack(prepared))
     judgements = predictor.predict(prepared)
 
-    def record() -> None:
-        records = []
-        for data, pixels, judgement in zip(batch, prepared, judgements, strict=True):
-            image = Admitted(
-                pixels,
-                check(data),
-                properties(pixels),
-                hashlib.sha256(data).hexdigest(),
-                len(data),
-                0.0,
+    def describe() -> list[Record]:
+        return [
+            make_record(
+                "id",
+                Admitted(
+                    pixels,
+                    check(data),
+                    properties(pixels),
+                    hashlib.sha256(data).hexdigest(),
+                    len(data),
+                    0.0,
+                ),
+                Answer(judgement, 0, 0),
+                predictor,
+                "client",
             )
-            records.append(make_record("id", image, Answer(judgement, 0, 0), predictor, "c"))
-        to_table(records)
+            for data, pixels, judgement in zip(batch, prepared, judgements, strict=True)
+        ]
+
+    # The sink writes what came in two seconds as one file.
+    waiting = describe() * FLUSH_BATCHES
+    file = io.BytesIO()
+
+    def write() -> None:
+        file.seek(0)
+        pyarrow.parquet.write_table(to_table(waiting), file, compression="zstd")
 
     steps = {
         "decode": lambda: [prepare(data, predictor.input) for data in batch],
         "network": lambda: predictor.engine.run(np.stack(prepared)),
         "decision": lambda: probabilities(logits, manifest.calibration, manifest.task),
         "outlier score": lambda: outlier.p_value(outlier.score(embedding, logits)[0]),
-        "record": record,
+        "record": describe,
     }
     seconds = {name: cpu_seconds(step) / BATCH for name, step in steps.items()}
+    seconds["record file"] = cpu_seconds(write) / len(waiting)
     for name, each in seconds.items():
         print(f"  {name:14}  {1e3 * each:.3f} ms of CPU time an image")
-    watching = (seconds["outlier score"] + seconds["record"]) / sum(seconds.values())
+    watched = ("outlier score", "record", "record file")
+    watching = sum(seconds[name] for name in watched) / sum(seconds.values())
     print(f"recording and outlier score: {100 * watching:.1f} % of the CPU time an image")
     print(watching)
+
+
+def with_full_bank(outlier: OutlierModel) -> OutlierModel:
+    """The same score over as many neighbours as a bank may hold: what large data cost."""
+    columns = np.arange(BANK_LIMIT) % outlier.bank.shape[1]
+    return replace(outlier, bank=np.ascontiguousarray(outlier.bank[:, columns]))
 
 
 def cpu_seconds(step: Callable[[], object], repeats: int = 60) -> float:
@@ -235,7 +272,7 @@ def load_predictor(home: Path) -> Predictor:
 
 
 @contextmanager
-def running_server(home: Path) -> Iterator[tuple[str, psutil.Process, float]]:
+def running_server(home: Path, **more: str) -> Iterator[tuple[str, psutil.Process, float]]:
     """URL, worker process and seconds from start to ready of a server on its core."""
     port = free_port()
     settings = {
@@ -243,6 +280,7 @@ def running_server(home: Path) -> Iterator[tuple[str, psutil.Process, float]]:
         "PLUMBLINE_MODEL": NAME,
         "PLUMBLINE_WORKERS": "1",
         "PLUMBLINE_SERVE_ON": f"127.0.0.1:{port}",
+        **more,
     }
     started = time.perf_counter()
     server = subprocess.Popen(

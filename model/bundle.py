@@ -84,10 +84,15 @@ class OutlierSummary(_Strict):
 
 
 class DataSummary(_Strict):
-    """Where the training images came from; `fingerprint` changes when any of them does."""
+    """Where the training images came from; `fingerprint` changes when any of them does.
+
+    `base_fingerprint` is that of the source without images added from production, None where it
+    is not known.
+    """
 
     source: str
     fingerprint: str
+    base_fingerprint: str | None = None
     images: dict[str, int]
     notes: tuple[str, ...] = ()
 

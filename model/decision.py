@@ -77,6 +77,21 @@ def decide(
     return [[classes[index]] if accepted[row, index] else [] for row, index in enumerate(best)]
 
 
+def predicted_class(
+    probabilities: FloatArray, thresholds: Thresholds, classes: Sequence[str], task: Task
+) -> NDArray[np.intp]:
+    """Index of the predicted class, N, as `decide` labels a row; C stands for none.
+
+    Single-label: the most probable class if it reaches its threshold. Multi-label: the most
+    probable one of those that reach theirs.
+    """
+    accepted = probabilities >= thresholds.as_array(classes)
+    ranked = probabilities if task == "single" else np.where(accepted, probabilities, -1)
+    best = ranked.argmax(axis=1)
+    taken = accepted[np.arange(len(best)), best]
+    return np.asarray(np.where(taken, best, len(classes)))
+
+
 def confidence(probabilities: FloatArray, task: Task) -> FloatArray:
     """How sure the model is, per row, float32 of shape N.
 

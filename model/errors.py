@@ -3,10 +3,13 @@
     PlumblineError
     ├── SettingsError         a setting, option or configuration file is wrong
     ├── DataError             training data cannot be used as given
+    ├── TrainingError         a training went wrong and was stopped
     ├── ImageError            one image is refused; carries the code of the HTTP contract
     ├── BundleError           a model bundle is incomplete, corrupt or of another schema
     ├── StoreError            a model version or stage does not exist or may not change so
-    └── EngineError           an engine is missing or cannot run this model
+    ├── EngineError           an engine is missing or cannot run this model
+    ├── MonitorError          the monitor's state or a retraining cannot be used as it is
+    └── ServiceError          a running service refused a request, or cannot be reached
 
 A message says what is wrong, what was given, what is valid, and how to mend it.
 """
@@ -28,6 +31,10 @@ class SettingsError(PlumblineError):
 
 class DataError(PlumblineError):
     """Training or evaluation data cannot be used as given."""
+
+
+class TrainingError(PlumblineError):
+    """Training went wrong in a way that the user can mend, such as a loss that is not finite."""
 
 
 class ImageError(PlumblineError):
@@ -52,3 +59,27 @@ class StoreError(PlumblineError):
 
 class EngineError(PlumblineError):
     """An inference engine is missing, or cannot run this model."""
+
+
+class MonitorError(PlumblineError):
+    """The monitor's state, or a retraining, cannot be used as it is."""
+
+
+class ServiceError(PlumblineError):
+    """The service answered with an error, or did not answer; `code` is that of the contract.
+
+    `retry_after_seconds` is when to come back, where the service says so (`overloaded`).
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        status: int | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.status = status
+        self.retry_after_seconds = retry_after_seconds

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.errors import ImageError
 from model.exif import orientation
 from model.formats import Header, read_header, still_png, too_many_jpeg_scans
+from model.limits import DEFAULT_LIMITS, ImageLimits
 
 Pixels = NDArray[np.uint8]
 
@@ -50,31 +51,18 @@ class InputSpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class ImageLimits:
-    """Above these an image is refused before it is decoded."""
-
-    part_bytes: int = 10 * 2**20
-    pixels: int = 40_000_000
-    least_side_pixels: int = 4
-    aspect: float = 100.0
-
-
-@dataclass(frozen=True)
 class ImageProperties:
     """What an image looks like, apart from what it shows; for records and drift.
 
     All are taken from the prepared image: `brightness` and `contrast` are mean and standard
-    deviation of the luma in 0..1, `sharpness` is the standard deviation of its Laplacian,
-    `perceptual_hash` a 64-bit difference hash (near-duplicates differ in few bits).
+    deviation of the luma in 0..1, `sharpness` is the root mean square of its Laplacian on every
+    second row, `perceptual_hash` a 64-bit difference hash (near-duplicates differ in few bits).
     """
 
     brightness: float
     contrast: float
     sharpness: float
     perceptual_hash: int
-
-
-DEFAULT_LIMITS = ImageLimits()
 
 
 def check(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
@@ -161,32 +149,28 @@ def properties(pixels: Pixels) -> ImageProperties:
     grey = Image.fromarray(pixels).convert("L")
     luma = np.asarray(grey)
     # 9 x 8 cells; 64 comparisons of neighbours are the bits of the hash.
-    cells = np.asarray(grey.resize((9, 8), Image.Resampling.BOX))
+    cells = np.asarray(grey.resize((9, 8), Image.Resampling.BOX, reducing_gap=1.0))
     bits = np.packbits(cells[:, 1:] > cells[:, :-1])
-    brightness, contrast = _mean_and_deviation(luma)
-    _, sharpness = _mean_and_deviation(_laplacian(luma))
+    # float32 and dot products: a tenth of the time of ndarray.std, which widens to float64.
+    values = luma.ravel().astype(np.float32)
+    mean = float(values.mean())
+    variance = float(np.dot(values, values)) / values.size - mean * mean
+    edges = _laplacian(luma).ravel().astype(np.float32)
     return ImageProperties(
-        brightness=brightness / 255,
-        contrast=contrast / 255,
-        sharpness=sharpness / 255,
+        brightness=mean / 255,
+        contrast=math.sqrt(max(variance, 0.0)) / 255,
+        sharpness=math.sqrt(float(np.dot(edges, edges)) / edges.size) / 255,
         perceptual_hash=int.from_bytes(bits.tobytes(), "big"),
     )
 
 
 def _laplacian(luma: Pixels) -> NDArray[np.int16]:
+    """The Laplacian of every second row: half the work, and no scale of blur is lost."""
     wide = luma.astype(np.int16)
-    laplacian = -4 * wide[1:-1, 1:-1]
-    for neighbour in (wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]):
+    laplacian = -4 * wide[1:-1:2, 1:-1]
+    for neighbour in (wide[:-2:2, 1:-1], wide[2::2, 1:-1], wide[1:-1:2, :-2], wide[1:-1:2, 2:]):
         laplacian += neighbour
     return laplacian
-
-
-def _mean_and_deviation(values: NDArray[np.integer]) -> tuple[float, float]:
-    # float32 and a dot product: a tenth of the time of ndarray.std, which widens to float64.
-    flat = values.astype(np.float32).ravel()
-    mean = float(flat.mean())
-    variance = float(np.dot(flat, flat)) / flat.size - mean * mean
-    return mean, math.sqrt(max(variance, 0.0))
 
 
 def _decode_jpeg(data: bytes, header: Header, least_side: int) -> Pixels:

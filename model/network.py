@@ -112,8 +112,9 @@ class SmallResNet(nn.Module):
         self.stages = nn.ModuleList(
             ResidualBlock(before, after, 2) for before, after in pairwise(widths)
         )
-        # Wide stages have long feature vectors; without this they would drown the others.
-        self.scales = tuple(math.sqrt(widths[-1] / width) for width in widths)
+        # Every part of equal weight, and the whole about as long as the last part alone: a longer
+        # embedding makes the head unstable at learning rates that the body can take.
+        self.scales = tuple(math.sqrt(widths[-1] / width / len(widths)) for width in widths)
 
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features after each ReLU, N x D, of normalised images N x 3 x H x W."""

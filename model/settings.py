@@ -95,6 +95,24 @@ def read_settings(kind: type[Settings], **given: Any) -> Settings:
         raise SettingsError(f"the settings file {config_file()} cannot be read: {error}") from error
 
 
+def address(value: str) -> str:
+    """Check that a setting is ADDRESS:PORT. Raises ValueError."""
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ValueError("valid is ADDRESS:PORT, for example 127.0.0.1:3000")
+    return value
+
+
+def split_address(value: str) -> tuple[str, int]:
+    """Host and port of ADDRESS:PORT; an IPv6 address loses its brackets.
+
+    >>> split_address("[::1]:3000")
+    ('::1', 3000)
+    """
+    host, _, port = value.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def config_file() -> Path | None:
     """The TOML file in force: the one named by PLUMBLINE_CONFIG_FILE, else ./plumbline.toml."""
     named = os.environ.get(CONFIG_FILE_VARIABLE)

@@ -1,4 +1,4 @@
-"""The state database: stages, feedback, audit. SQLAlchemy; SQLite by default.
+"""The state database: stages, feedback, alarms, retrainings, audit. SQLAlchemy; SQLite by default.
 
 The schema is versioned: `open_state` brings an older database up to date and refuses a newer
 one.
@@ -38,7 +38,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from model.errors import StoreError
 
 STAGES = ("registered", "shadow", "canary", "champion", "retired")
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -87,6 +87,34 @@ audit = Table(
     Column("action", String(32), nullable=False),
     Column("subject", String(127), nullable=False),
     Column("detail", Text, nullable=False),
+)
+
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("model", String(127), nullable=False),
+    Column("time", String(40), nullable=False),  # of the image that raised it, ISO 8601
+    Column("stream", String(32), nullable=False),
+    Column("after_images", Integer, nullable=False),
+    UniqueConstraint("model", "time", name="one_alarm_at_a_time"),
+)
+
+retrainings = Table(
+    "retrainings",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("model", String(63), nullable=False),  # the name
+    Column("why", Text, nullable=False),
+    Column("started_at", DateTime(timezone=True), nullable=False),
+    Column("ended_at", DateTime(timezone=True)),
+    Column("host", String(255), nullable=False),
+    Column("process", Integer, nullable=False),
+    Column(
+        "process_started", String(32), nullable=False
+    ),  # tells it from a later one of its number
+    Column("outcome", String(16)),  # null while it runs; else challenger, failed or no labels
+    Column("detail", Text, nullable=False, default=""),  # JSON: the comparison, or the error
 )
 
 

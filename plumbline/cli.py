@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from sqlalchemy.exc import SQLAlchemyError
 
 from model.errors import BundleError, PlumblineError, SettingsError
 from model.settings import PREFIX, ModelSettings, read_settings, refuse_unknown
-from model.store import ModelStore, Version
+from monitoring.settings import MonitoringSettings
 from plumbline.settings import ClientSettings
 from service.settings import ServiceSettings
+
+# What a command needs it imports itself: a second or two less for those that need little.
+if TYPE_CHECKING:
+    from model.store import ModelStore, Version
 
 ALL_SETTINGS = (ServiceSettings, ClientSettings)
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -39,19 +42,27 @@ class PlumblineGroup(click.Group):
             raise
         except KeyboardInterrupt:
             ctx.exit(130)
-        except (PlumblineError, OSError, SQLAlchemyError) as error:
-            click.echo(f"error: {_one_line(error)}", err=True)
+        except Exception as error:
+            message = _one_line(error)
+            if message is None:
+                raise
+            click.echo(f"error: {message}", err=True)
             ctx.exit(2)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str | None:
+    """What a user can mend, in a line; None for everything else."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, (PlumblineError, OSError)):
+        return str(error)
+    from sqlalchemy.exc import SQLAlchemyError
+
     if isinstance(error, SQLAlchemyError):
         cause = getattr(error, "orig", None) or error
         first = (str(cause).splitlines() or [type(cause).__name__])[0]
         return f"the state database: {first}; check {PREFIX}STATE_URL"
-    return str(error)
+    return None
 
 
 @click.group(cls=PlumblineGroup)
@@ -61,12 +72,24 @@ def main() -> None:
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
 
-def _store() -> ModelStore:
-    return ModelStore(read_settings(ModelSettings))
+def _store(settings: ModelSettings | None = None) -> ModelStore:
+    from model.store import ModelStore
+
+    return ModelStore(settings or read_settings(ModelSettings))
 
 
 def _say(message: str) -> None:
     click.echo(message, err=True)
+
+
+def _print_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _print_json(content: Any) -> None:
@@ -110,6 +133,11 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--delimiter", default=" ", help="Parts the labels in a CSV. Default: a space.")
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable images out, and say so.")
+@click.option(
+    "--more",
+    type=click.Path(exists=True, dir_okay=False),
+    help="CSV or Parquet file of labelled images to add, as retraining does. Test rows stay.",
+)
 @click.option("--promote", is_flag=True, help="Make the new version champion.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, no progress.")
 def train(
@@ -129,7 +157,7 @@ def train(
         alpha=settings.alpha or DEFAULT_ALPHA,
         **options,
     )
-    store = ModelStore(settings)
+    store = _store(settings)
     say = (lambda message: None) if as_json else _say
     bundle = run_training(request, store, show_progress=not as_json, say=say)
     manifest = bundle.manifest
@@ -172,12 +200,16 @@ def evaluate(
         _print_json(found)
         return
     title = f"{version} on {found['count']} images, split: {found['split']}"
-    table = Table("metric", "value", "95 % interval", title=title)
-    for name, value in found.items():
-        if isinstance(value, float):
-            low, high = found["intervals"].get(name) or (None, None)
-            table.add_row(name, f"{value:.4f}", "" if low is None else f"{low:.4f} to {high:.4f}")
-    Console().print(table)
+    rows = [
+        (name, f"{value:.4f}", _interval(found["intervals"].get(name)))
+        for name, value in found.items()
+        if isinstance(value, float)
+    ]
+    _print_table(title, ("metric", "value", "95 % interval"), rows)
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
 
 
 @main.command()
@@ -201,7 +233,7 @@ def predict(
         settings = read_settings(ServiceSettings)
         rows = predict_here(
             images,
-            ModelStore(settings),
+            _store(settings),
             version,
             model=settings.model,
             engine=settings.engine,
@@ -232,16 +264,17 @@ def _image_files(path: Path) -> list[Path]:
 
 
 def _print_predictions(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("file", "labels", "probability", "out of domain")
-    for row in rows:
-        if row["error"]:
-            table.add_row(row["file"], f"error: {row['error']['message']}", "", "")
-            continue
-        best = max(row["probabilities"].values())
-        foreign = row["out_of_domain"]
-        note = f"p = {foreign['p_value']:.4f}" + (" FLAGGED" if foreign["flagged"] else "")
-        table.add_row(row["file"], ", ".join(row["labels"]) or "(none)", f"{best:.3f}", note)
-    Console().print(table)
+    columns = ("file", "labels", "probability", "out of domain")
+    _print_table(None, columns, [_prediction_row(row) for row in rows])
+
+
+def _prediction_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    if row["error"]:
+        return row["file"], f"error: {row['error']['message']}", "", ""
+    best = max(row["probabilities"].values())
+    foreign = row["out_of_domain"]
+    note = f"p = {foreign['p_value']:.4f}" + (" FLAGGED" if foreign["flagged"] else "")
+    return row["file"], ", ".join(row["labels"]) or "(none)", f"{best:.3f}", note
 
 
 @main.group()
@@ -258,10 +291,11 @@ def list_models(name: str | None, as_json: bool) -> None:
     if as_json:
         _print_json([_version_row(version) for version in found])
         return
-    table = Table("version", "stage", "registered (UTC)")
-    for version in found:
-        table.add_row(version.tag, version.stage, f"{version.registered_at:%Y-%m-%d %H:%M}")
-    Console().print(table if found else "no versions yet; train one: plumbline train --help")
+    if not found:
+        click.echo("no versions yet; train one: plumbline train --help")
+        return
+    rows = [(its.tag, its.stage, f"{its.registered_at:%Y-%m-%d %H:%M}") for its in found]
+    _print_table(None, ("version", "stage", "registered (UTC)"), rows)
 
 
 @models.command("show")
@@ -311,7 +345,7 @@ def promote(version: str) -> None:
 def rollback(name: str | None) -> None:
     """Make the champion before the present one champion again; repeated, go further back."""
     settings = read_settings(ModelSettings, model=name)
-    click.echo(f"champion: {ModelStore(settings).rollback(settings.model).tag}")
+    click.echo(f"champion: {_store(settings).rollback(settings.model).tag}")
 
 
 @main.command()
@@ -329,14 +363,107 @@ def serve(host: str | None, port: int | None, workers: int | None, engine: str |
     run_service(settings)
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@main.command()
+@click.option("--why", required=True, help="The reason; kept in the audit.")
+def retrain(why: str) -> None:
+    """Train a challenger of the champion on labelled production images, and compare them.
+
+    Exit code 1 when there are too few new labels to train on. Promotion stays a command.
+    """
+    from monitoring.retrain import NoNewLabelsError
+    from monitoring.retrain import retrain as train_challenger
+
+    if not why.strip():
+        raise SettingsError("--why is empty; say why, it is kept in the audit")
+    # By an exception the training is stopped too, and the retraining is written down as failed.
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        comparison = train_challenger(read_settings(MonitoringSettings), why.strip())
+    except NoNewLabelsError as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    click.echo(comparison.in_words())
+
+
+@main.group(invoke_without_command=True)
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.pass_context
+def monitor(ctx: click.Context, host: str | None, port: int | None) -> None:
+    """Watch the champion's records for drift until Ctrl-C."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from monitoring.app import run_monitor
+
+    settings = read_settings(MonitoringSettings)
+    if host or port:
+        own_host, own_port = settings.monitor_address
+        address = f"{host or own_host}:{port or own_port}"
+        settings = settings.model_copy(update={"monitor_on": address})
+    run_monitor(settings)
+
+
+@monitor.command("reset")
+@click.option("--why", required=True, help="What was found; kept in the audit.")
+def reset_monitor(why: str) -> None:
+    """End the state "drift": evidence begins anew, and the promise with it."""
+    from monitoring.monitor import ask_for_reset
+
+    if not why.strip():
+        raise SettingsError("--why is empty; say what was found, it is kept in the audit")
+    tag = ask_for_reset(read_settings(MonitoringSettings), why.strip())
+    click.echo(f"the evidence for {tag} begins anew")
+
+
 @main.command()
 @click.option("--data", default="fashion-mnist", show_default=True, help="As for train.")
 @click.option("--name", help="Name of the model. Default: PLUMBLINE_MODEL, else fashion-mnist.")
 def up(data: str, name: str | None) -> None:
-    """Train where there is no champion yet, then serve it: what `make up` runs."""
+    """Train where there is no champion yet, then serve and watch it: what `make up` runs."""
     from plumbline.up import bring_up
 
     sys.exit(bring_up(data, name))
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["clean", "dark", "blur", "noise", "foreign"]))
+@click.option("--clean", type=click.IntRange(0), default=400, show_default=True, help="Images.")
+@click.option("--images", type=click.IntRange(1), default=2000, show_default=True, help="Most.")
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), help="Of changed images.")
+@click.option("--labels/--no-labels", default=True, help="Send feedback with the true labels.")
+@click.option("--retraining/--no-retraining", default=True, help="Wait for the retraining.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def drift(
+    kind: str,
+    clean: int,
+    images: int,
+    share: float | None,
+    labels: bool,
+    retraining: bool,
+    seed: int,
+) -> None:
+    """Play traffic whose domain changes, and tell what the monitor says: what `make drift` runs.
+
+    Exit code 1 when the monitor raises no alarm, or one on clean images.
+    """
+    from plumbline.drift import Play, play
+
+    what = Play(
+        kind=kind,
+        clean_images=clean,
+        changed_images=images,
+        share=share if share is not None else (0.25 if kind == "noise" else 1.0),
+        labels=labels,
+        retraining=retraining,
+        seed=seed,
+    )
+    drifted = play(read_settings(ServiceSettings), what)
+    if drifted == (kind == "clean"):
+        sys.exit(1)
 
 
 @main.group()

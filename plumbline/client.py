@@ -9,27 +9,7 @@ from typing import Any, Self
 
 import httpx
 
-from model.errors import PlumblineError
-
-
-class ServiceError(PlumblineError):
-    """The service answered with an error, or did not answer; `code` is that of the contract.
-
-    `retry_after_seconds` is when to come back, where the service says so (`overloaded`).
-    """
-
-    def __init__(
-        self,
-        code: str,
-        message: str,
-        status: int | None = None,
-        retry_after_seconds: int | None = None,
-    ) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
-        self.status = status
-        self.retry_after_seconds = retry_after_seconds
+from model.errors import ServiceError
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from model.engines import EngineName, load_engine
-from model.errors import ImageError, ImageErrorCode
+from model.errors import ImageError, ImageErrorCode, ServiceError
 from model.images import Pixels, prepare
 from model.store import ModelStore
-from plumbline.client import Client, Prediction, Predictions, ServiceError
+from plumbline.client import Client, Prediction, Predictions
 from service.predictor import Judgement, Predictor
 
 BATCH = 32  # images

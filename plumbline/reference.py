@@ -15,6 +15,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
 
 from model.settings import CONFIG_FILE_VARIABLE, DEFAULT_CONFIG_FILE, PREFIX
+from monitoring.metrics import MonitorCollector
+from monitoring.monitor import empty_status
 from plumbline.cli import ALL_SETTINGS, main
 from service import metrics
 
@@ -81,7 +83,7 @@ def _commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Co
 
 
 def metrics_page() -> str:
-    """Every Prometheus metric of the service."""
+    """Every Prometheus metric of the service and of the monitor."""
     found = [its for its in vars(metrics).values() if isinstance(its, MetricWrapperBase)]
     lines = [
         f"| `{its._name}{'_total' if its._type == 'counter' else ''}` | {its._type} |"
@@ -89,7 +91,19 @@ def metrics_page() -> str:
         for its in sorted(found, key=lambda its: its._name)
     ]
     table = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    return "\n".join(["# Metrics", "", _GENERATED, *table, *lines, ""])
+    service = ["## The service", "", *table, *lines, ""]
+    monitor = ["## The monitor", "", *table, *_monitor_metrics(), ""]
+    return "\n".join(["# Metrics", "", _GENERATED, *service, *monitor])
+
+
+def _monitor_metrics() -> list[str]:
+    families = MonitorCollector(empty_status(), {}, 0).collect()
+    return [
+        f"| `{its.name}{'_total' if its.type == 'counter' else ''}` | {its.type} |"
+        f" {', '.join(f'`{label}`' for label in getattr(its, '_labelnames', ()))} |"
+        f" {its.documentation} |"
+        for its in sorted(families, key=lambda its: its.name)
+    ]
 
 
 def write_pages() -> None:

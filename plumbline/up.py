@@ -15,10 +15,11 @@ from types import FrameType
 import click
 
 from model.errors import DataError, SettingsError
+from model.listening import check_address
 from model.settings import PREFIX, read_settings
 from model.store import ModelStore, Version, check_name
 from plumbline.client import Client
-from service.serving import check_address, check_keys
+from service.serving import check_keys
 from service.settings import ServiceSettings
 
 DEFAULT_NAME = "fashion-mnist"
@@ -41,16 +42,20 @@ def bring_up(data: str, name: str | None) -> int:
     wanted = settings.model or DEFAULT_NAME
     check_name(wanted)
     check_keys(settings)
-    check_address(settings.host, settings.port)
+    check_address(settings.host, settings.port, "PLUMBLINE_SERVE_ON")
+    check_address(*settings.monitor_address, "PLUMBLINE_MONITOR_ON")
     with _on_signals(_interrupt):
         store = ModelStore(settings)
         champion = _champion_or_train(store, data, wanted)
         source = store.load(champion).manifest.data.source
-        with _running_service(wanted) as service:
-            url = f"http://{settings.serve_on}"
+        watched = {f"{PREFIX}MODEL": wanted, **_keeping_images()}
+        url, page = f"http://{settings.serve_on}", f"http://{settings.monitor_on}"
+        with _running("serve", watched) as service:
             _wait_until_ready(service, url)
-            click.echo(_welcome(url, champion.tag, _example_image(settings.home, source)))
-            return _wait(service)
+            with _running("monitor", watched) as monitor:
+                example = _example_image(settings.home, source)
+                click.echo(_welcome(url, page, champion.tag, example))
+                return _wait(service, monitor)
 
 
 def _champion_or_train(store: ModelStore, data: str, name: str) -> Version:
@@ -71,34 +76,40 @@ def _train_champion(data: str, name: str) -> None:
         raise SettingsError("training failed, see above; nothing was registered or started")
 
 
+def _keeping_images() -> dict[str, str]:
+    """The page shows flagged images, and retraining needs labelled ones: kept unless forbidden."""
+    name = f"{PREFIX}STORE_IMAGES"
+    return {} if name in os.environ else {name: "true"}
+
+
 @contextlib.contextmanager
-def _running_service(model: str) -> Iterator[subprocess.Popen[bytes]]:
+def _running(command: str, settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C in the terminal reaches this process alone, which then stops
-    # the service in order. A signal that comes while the service is being started is kept until
+    # the child in order. A signal that comes while the child is being started is kept until
     # there is something to stop; one that comes while it is being stopped changes nothing.
     early: list[int] = []
     with _on_signals(lambda number, frame: early.append(number)):
-        service = subprocess.Popen(
-            [sys.executable, "-m", "plumbline", "serve"],
-            env={**os.environ, f"{PREFIX}MODEL": model},
+        child = subprocess.Popen(
+            [sys.executable, "-m", "plumbline", command],
+            env={**os.environ, **settings},
             start_new_session=True,
         )
         try:
             with _on_signals(_interrupt):
                 if early:
                     raise KeyboardInterrupt
-                yield service
+                yield child
         finally:
-            _stop(service)
+            _stop(child)
 
 
-def _stop(service: subprocess.Popen[bytes]) -> None:
-    if service.poll() is None:
-        service.terminate()
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.terminate()
     try:
-        service.wait(STOP_TIMEOUT_SECONDS)
+        child.wait(STOP_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
-        service.kill()
+        child.kill()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -131,12 +142,18 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
             time.sleep(0.1)
 
 
-def _wait(service: subprocess.Popen[bytes]) -> int:
+def _wait(*children: subprocess.Popen[bytes]) -> int:
+    """Until one of them ends, or Ctrl-C; gives the exit code."""
     try:
-        return service.wait()
+        while all(child.poll() is None for child in children):
+            time.sleep(0.2)
     except KeyboardInterrupt:
         click.echo("stopping", err=True)
         return 0
+    ended = next(child for child in children if child.returncode is not None)
+    which = ended.args[-1] if isinstance(ended.args, list) else ended.args
+    click.echo(f"{which!r} ended with code {ended.returncode}; stopping the rest", err=True)
+    return ended.returncode
 
 
 def _example_image(home: Path, source: str) -> Path | None:
@@ -149,13 +166,14 @@ def _example_image(home: Path, source: str) -> Path | None:
         return None
 
 
-def _welcome(url: str, tag: str, example: Path | None) -> str:
+def _welcome(url: str, monitor: str, tag: str, example: Path | None) -> str:
     image = example or "IMAGE.jpg"
     return f"""
-{tag} is served.
+{tag} is served and watched.
 
   ask      curl --data-binary @{image} {url}/v1/predict
   model    {url}/v1/model
+  watch    {monitor}
   docs     {url}/docs
   metrics  {url}/metrics
 

@@ -8,6 +8,7 @@ import ipaddress
 import os
 import secrets
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from starlette.requests import Request
@@ -69,7 +70,7 @@ class Clients:
 
     def _hashed_address(self, request: Request) -> str:
         address = "" if request.client is None else request.client.host
-        return hmac.new(self._secret, address.encode(), hashlib.sha256).hexdigest()[:16]
+        return _keyed_hash(self._secret, address)
 
 
 def _name(host: str) -> str:
@@ -78,6 +79,12 @@ def _name(host: str) -> str:
     return before if before and port.isdecimal() else host.lower()
 
 
+@lru_cache(1024)
+def _keyed_hash(secret: bytes, address: str) -> str:
+    return hmac.new(secret, address.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+@lru_cache(1024)
 def _is_loopback_address(address: str) -> bool:
     try:
         return ipaddress.ip_address(address).is_loopback

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Collection
 from datetime import UTC, datetime
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Connection, Engine, delete, func, select
 
 from model.state import feedback, write_transaction
 from service.errors import RequestError
@@ -54,7 +54,10 @@ def _valid_labels(given: object, classes: Collection[str]) -> list[str]:
 def store_feedback(
     state: Engine, prediction_id: str, client: str, labels: list[str], model: str, *, limit: int
 ) -> None:
-    """Keep the labels; a repeat by the same client replaces. Over `limit` rows the oldest go."""
+    """Keep the labels; a repeat by the same client replaces.
+
+    Over `limit` rows the oldest go of the client that has the most: nobody pushes others out.
+    """
     same = (feedback.c.prediction_id == prediction_id) & (feedback.c.client == client)
     with write_transaction(state) as connection:
         connection.execute(delete(feedback).where(same))
@@ -69,6 +72,29 @@ def store_feedback(
         )
         count = connection.scalar(select(func.count()).select_from(feedback)) or 0
         if count > limit:
-            oldest = select(feedback.c.received_at).order_by(feedback.c.received_at)
-            edge = connection.scalar(oldest.offset(count - limit - 1).limit(1))
-            connection.execute(delete(feedback).where(feedback.c.received_at <= edge))
+            _drop_oldest(connection, count - limit)
+
+
+def _drop_oldest(connection: Connection, rows: int) -> None:
+    most = (
+        select(feedback.c.client)
+        .group_by(feedback.c.client)
+        .order_by(func.count().desc(), func.min(feedback.c.received_at))
+        .limit(1)
+    )
+    client = connection.scalar(most)
+    # A hundredth of them at once, so that a full table is not searched for every row.
+    held = connection.scalar(
+        select(func.count()).select_from(feedback).where(feedback.c.client == client)
+    )
+    oldest = (
+        select(feedback.c.prediction_id)
+        .where(feedback.c.client == client)
+        .order_by(feedback.c.received_at)
+        .limit(max(rows, (held or 0) // 100))
+    )
+    connection.execute(
+        delete(feedback).where(
+            feedback.c.client == client, feedback.c.prediction_id.in_(oldest.scalar_subquery())
+        )
+    )

@@ -17,9 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import Lifespan
 
 from model.errors import ImageError
 from model.images import Pixels
+from monitoring.image_store import ImageStore, StoredImage
 from monitoring.records import Record, RecordSink
 from service import metrics
 from service.admission import Admission, Admitted
@@ -63,7 +65,8 @@ class Door:
         rollout: Rollout,
         admission: Admission,
         batcher: PredictionBatcher,
-        records: RecordSink,
+        records: RecordSink | None,
+        images: ImageStore | None,
         state: Engine,
     ) -> None:
         self._settings = settings
@@ -72,6 +75,7 @@ class Door:
         self._admission = admission
         self._batcher = batcher
         self._records = records
+        self._images = images
         self._state = state
         self._openapi = openapi(settings)
         self._occupancy = Occupancy(
@@ -83,8 +87,8 @@ class Door:
         self.judged = 0
         self.flagged = 0
 
-    def app(self) -> Starlette:
-        """The ASGI application."""
+    def app(self, lifespan: Lifespan[Starlette] | None = None) -> Starlette:
+        """The ASGI application; `lifespan` starts and stops what it needs."""
         routes: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
             ("POST", "/v1/predict", self.predict),
             ("POST", "/v1/feedback", self.feedback),
@@ -103,6 +107,7 @@ class Door:
                 for method, path, handler in routes
             ],
             exception_handlers={HTTPException: _refuse_route},
+            lifespan=lifespan,
         )
         app.router.redirect_slashes = False  # another path is not found, not guessed
         return app
@@ -131,7 +136,8 @@ class Door:
         client = self._clients.admit(request, "feedback")
         predictor = self._predictor()
         body = await self._admission.read_body(request, LIMIT_BODY_BYTES)
-        prediction_id, labels = parse_feedback(body, predictor.classes)
+        # What was predicted shortly before a promotion is told shortly after it.
+        prediction_id, labels = parse_feedback(body, self._rollout.classes)
         await asyncio.to_thread(
             store_feedback,
             self._state,
@@ -194,7 +200,7 @@ class Door:
             )
         )
         outcomes: list[Outcome] = []
-        for image in admitted:
+        for image, data in zip(admitted, images, strict=True):
             if isinstance(image, ImageError):
                 metrics.IMAGES.labels(image.code).inc()
                 outcomes.append(image)
@@ -204,17 +210,26 @@ class Door:
                 metrics.IMAGES.labels("internal").inc()
                 outcomes.append(RequestError("internal", "this image could not be judged"))
             else:
-                outcomes.append(self._prediction(image, answer, predictor, client))
+                outcomes.append(self._prediction(image, data, answer, predictor, client))
         return outcomes
 
     def _prediction(
-        self, image: Admitted, answer: Answer[Judgement], predictor: Predictor, client: str
+        self,
+        image: Admitted,
+        data: bytes,
+        answer: Answer[Judgement],
+        predictor: Predictor,
+        client: str,
     ) -> dict[str, Any]:
         prediction_id = str(uuid_utils.uuid7())
-        self._records.offer(make_record(prediction_id, image, answer, predictor, client))
+        flagged = answer.result.flagged
+        if self._records is not None:
+            self._records.offer(make_record(prediction_id, image, answer, predictor, client))
+        if self._images is not None:
+            self._images.offer(StoredImage(prediction_id, flagged, image.header.format, data))
         _count(image, answer)
         self.judged += 1
-        self.flagged += answer.result.flagged
+        self.flagged += flagged
         return {"id": prediction_id, **answer.result.as_answer(predictor.classes), "error": None}
 
 

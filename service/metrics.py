@@ -47,6 +47,11 @@ RECORDS_DROPPED = Gauge(
 RECORDS_WAITING = Gauge(
     "plumbline_records_waiting", "Records waiting to be written.", multiprocess_mode="livesum"
 )
+IMAGES_DROPPED = Gauge(
+    "plumbline_stored_images_dropped",
+    "Images that were to be kept and were not, since the worker started.",
+    multiprocess_mode="livesum",
+)
 MODEL_LOAD_FAILURES = Counter(
     "plumbline_model_load_failures_total", "Champions that could not be loaded."
 )

@@ -28,6 +28,7 @@ class Rollout:
         self._store = store
         self._refused: str | None = None
         self.champion: Predictor | None = None
+        self.classes: frozenset[str] = frozenset()  # of the champion and the one before it
 
     async def follow(self) -> None:
         """Look for the champion for ever; runs as a task."""
@@ -71,8 +72,11 @@ class Rollout:
         return predictor
 
     def _replace(self, predictor: Predictor) -> None:
+        former: tuple[str, ...] = ()
         if self.champion is not None:
             metrics.MODEL.labels(self.champion.bundle.manifest.tag).set(0)
+            former = self.champion.classes
+        self.classes = frozenset(predictor.classes + former)
         self.champion = predictor
         self._refused = None
         metrics.MODEL.labels(predictor.bundle.manifest.tag).set(1)

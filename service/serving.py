@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import ipaddress
+import logging
 import os
-import socket
+import signal
 import tempfile
 from pathlib import Path
-
-import fsspec
+from types import FrameType
 
 from model.errors import SettingsError
+from model.listening import check_address, is_loopback
+from model.logs import configure_logging
 from model.settings import CONFIG_FILE_VARIABLE, PREFIX, config_file
-from model.store import ModelStore
 from service.keys import read_keys
 from service.settings import ServiceSettings
+from service.supervisor import run_workers, usable_cores
 
 # One core runs one worker: libraries must not start threads of their own. Large blocks are kept
 # for reuse instead of being given back to the kernel after every batch.
-_WORKER_ENVIRONMENT = {
+WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": "268435456",
@@ -26,33 +27,44 @@ _WORKER_ENVIRONMENT = {
     "BENTOML_DO_NOT_TRACK": "True",
     "DO_NOT_TRACK": "1",
 }
-_GRACE_SECONDS = 20
+
+log = logging.getLogger("plumbline.service")
 
 
 def serve(settings: ServiceSettings) -> None:
     """Serve the champion until SIGINT or SIGTERM.
 
-    Raises `SettingsError`, `StoreError` or `BundleError` before anything is started: address or
-    port not to be had, no keys beyond loopback, no champion, a champion that does not verify.
+    Raises `SettingsError` before anything is started: address or port not to be had, no keys
+    beyond loopback. Raises `StoreError` or `BundleError` before anything is answered: no champion,
+    or one that does not verify. That is found out while the workers start, which take longer.
     """
     check_keys(settings)
-    check_address(settings.host, settings.port)
+    check_address(settings.host, settings.port, "PLUMBLINE_SERVE_ON")
     check_records(settings.records)
-    store = ModelStore(settings)
-    store.load(store.champion(settings.model))
-    store.state.dispose()
+    configure_logging()
+    workers = settings.workers or usable_cores()
+    log.info("starting %d workers on http://%s; Ctrl-C stops them", workers, settings.serve_on)
+    # Until the supervisor listens to signals: end by an exception, which removes the folder.
+    signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="plumbline-") as own:
-        # BentoML keeps metric files in its home; two servers must not share one.
+        # BentoML keeps files in its home; two servers must not share one.
         os.environ["BENTOML_HOME"] = own
         _export(settings)
-        _run_workers(settings)
+        run_workers(
+            settings.host,
+            settings.port,
+            workers=workers,
+            folder=Path(own),
+            stop_seconds=settings.drain_seconds + settings.stop_seconds,
+            meanwhile=lambda: check_champion(settings),
+        )
 
 
 def check_keys(settings: ServiceSettings) -> None:
     """Raise `SettingsError` for an unreadable keys file, and for none beyond loopback."""
     if settings.api_keys_file is not None:
         read_keys(settings.api_keys_file)
-    elif not (_is_loopback(settings.host) or settings.allow_without_keys):
+    elif not (is_loopback(settings.host) or settings.allow_without_keys):
         raise SettingsError(
             f"{settings.host} can be reached from other machines and there are no API keys; make"
             " one (plumbline keys add --name NAME --scope predict), or set"
@@ -62,6 +74,8 @@ def check_keys(settings: ServiceSettings) -> None:
 
 def check_records(url: str) -> None:
     """Raise `SettingsError` when records cannot be written to a URL of this kind."""
+    import fsspec
+
     try:
         fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -71,30 +85,18 @@ def check_records(url: str) -> None:
         ) from error
 
 
-def check_address(host: str, port: int) -> None:
-    """Raise `SettingsError` when the address cannot be listened on."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise SettingsError(
-                f"cannot listen on {host}:{port}: {error.strerror or error};"
-                " stop what uses the port, or choose another with --port"
-            ) from error
+def check_champion(settings: ServiceSettings) -> None:
+    """Raise `StoreError` or `BundleError` unless there is an intact champion to serve."""
+    from model.store import ModelStore
 
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        raise SettingsError(f"{host!r} is no IP address; give one, for example 127.0.0.1") from None
+    store = ModelStore(settings)
+    store.load(store.champion(settings.model))
+    store.state.dispose()
 
 
 def _export(settings: ServiceSettings) -> None:
     """Hand the settings in force to the workers, which read them from their environment."""
-    for name, value in _WORKER_ENVIRONMENT.items():
+    for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     path = config_file()
     if path is not None:
@@ -106,16 +108,5 @@ def _export(settings: ServiceSettings) -> None:
             os.environ[PREFIX + name.upper()] = str(absolute)
 
 
-def _run_workers(settings: ServiceSettings) -> None:
-    from _bentoml_impl.server import serve_http
-
-    from service.app import service
-
-    service.inject_config()
-    serve_http(
-        service,
-        host=settings.host,
-        port=settings.port,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-        bentoml_home=os.environ["BENTOML_HOME"],
-    )
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

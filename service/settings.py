@@ -7,7 +7,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from model.images import ImageLimits
+from model.limits import ImageLimits
+from model.settings import address, split_address
 from monitoring.settings import MonitoringSettings
 
 MEBIBYTE = 2**20
@@ -81,6 +82,12 @@ class ServiceSettings(MonitoringSettings):
         description="Seconds between the signal to stop, when `/readyz` turns to 503, and the "
         "end of listening; give a load balancer time to look elsewhere.",
     )
+    stop_seconds: float = Field(
+        default=20.0,
+        gt=0,
+        description="Longest time for what is in flight when the service stops; a worker that is "
+        "not done by then is killed.",
+    )
     decode_threads: int = Field(default=2, ge=1, description="Decoding threads, per worker.")
     follow_seconds: float = Field(
         default=1.0, gt=0, description="How often a worker looks for a new champion, in seconds."
@@ -103,10 +110,7 @@ class ServiceSettings(MonitoringSettings):
     @field_validator("serve_on")
     @classmethod
     def _has_a_port(cls, value: str) -> str:
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65_536:
-            raise ValueError("valid is ADDRESS:PORT, for example 127.0.0.1:3000")
-        return value
+        return address(value)
 
     def listening_on(self, host: str | None, port: int | None) -> ServiceSettings:
         """The same settings with another address or port."""
@@ -116,12 +120,12 @@ class ServiceSettings(MonitoringSettings):
     @property
     def host(self) -> str:
         """The address to listen on."""
-        return self.serve_on.rpartition(":")[0].strip("[]")
+        return split_address(self.serve_on)[0]
 
     @property
     def port(self) -> int:
         """The port to listen on."""
-        return int(self.serve_on.rpartition(":")[2])
+        return split_address(self.serve_on)[1]
 
     @property
     def image_limits(self) -> ImageLimits:

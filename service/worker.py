@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-from collections.abc import Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
+from contextlib import asynccontextmanager
 from typing import cast
 
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from model.images import Pixels
 from model.store import ModelStore
+from monitoring.image_store import ImageStore
 from monitoring.records import RecordSink
 from service import metrics
 from service.admission import Admission
@@ -24,7 +28,7 @@ from service.settings import ServiceSettings
 
 log = logging.getLogger("plumbline.worker")
 
-_GAUGE_SECONDS = 1.0
+_WATCH_SECONDS = 1.0
 _LOG_SECONDS = 10.0
 
 
@@ -41,12 +45,27 @@ class Worker:
             queue_images=settings.queue_images,
             on_batch=lambda size, seconds: metrics.BATCH_IMAGES.observe(size),
         )
-        self._records = RecordSink(
-            settings.records,
-            queue_rows=settings.record_queue_rows,
-            flush_seconds=settings.record_flush_seconds,
-            file_rows=settings.record_file_rows,
-        )
+        self._records: RecordSink | None = None
+        if settings.record:
+            self._records = RecordSink(
+                settings.records,
+                queue_rows=settings.record_queue_rows,
+                flush_seconds=settings.record_flush_seconds,
+                file_rows=settings.record_file_rows,
+            )
+        self._images: ImageStore | None = None
+        if settings.store_images:
+            self._images = ImageStore(
+                settings.images,
+                limit_bytes=settings.store_images_bytes,
+                keep_seconds=settings.store_images_seconds,
+            )
+            log.info(
+                "images are kept in %s: at most %d MiB, for %g days",
+                settings.images,
+                settings.store_images_bytes // 2**20,
+                settings.store_images_seconds / 86_400,
+            )
         self._settings = settings
         self._door = Door(
             settings,
@@ -55,10 +74,17 @@ class Worker:
             admission=self._admission,
             batcher=self._batcher,
             records=self._records,
+            images=self._images,
             state=store.state,
         )
-        self.app: ASGIApp = self._door.app()
+        self.app: ASGIApp = self._door.app(lifespan=self._lifespan)
         self._tasks: list[asyncio.Task[None]] = []
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self.start()
+        yield
+        await self.stop()
 
     def start(self) -> None:
         """Begin to load the champion and to take batches; ready once the model is warm."""
@@ -67,6 +93,7 @@ class Worker:
             asyncio.create_task(self._rollout.follow()),
             asyncio.create_task(self._report_gauges()),
             asyncio.create_task(self._log_traffic()),
+            asyncio.create_task(_end_with_supervisor()),
         ]
         self._drain_before_stopping()
 
@@ -90,14 +117,19 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._batcher.stop()
         self._admission.close()
-        await asyncio.to_thread(self._records.close)
+        for sink in (self._records, self._images):
+            if sink is not None:
+                await asyncio.to_thread(sink.close)
 
     async def _report_gauges(self) -> None:
         while True:
             metrics.QUEUE_IMAGES.set(self._batcher.waiting)
-            metrics.RECORDS_WAITING.set(self._records.waiting)
-            metrics.RECORDS_DROPPED.set(self._records.dropped)
-            await asyncio.sleep(_GAUGE_SECONDS)
+            if self._records is not None:
+                metrics.RECORDS_WAITING.set(self._records.waiting)
+                metrics.RECORDS_DROPPED.set(self._records.dropped)
+            if self._images is not None:
+                metrics.IMAGES_DROPPED.set(self._images.dropped)
+            await asyncio.sleep(_WATCH_SECONDS)
 
     async def _log_traffic(self) -> None:
         """One line for every ten seconds in which something was asked."""
@@ -111,6 +143,15 @@ class Worker:
                     self._door.flagged - flagged,
                 )
             judged, flagged = self._door.judged, self._door.flagged
+
+
+async def _end_with_supervisor() -> None:
+    """A supervisor that was killed cannot stop its workers, and they would hold the port."""
+    supervisor = os.getppid()
+    while os.getppid() == supervisor:
+        await asyncio.sleep(_WATCH_SECONDS)
+    log.error("the supervisor is gone; stopping")
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _predict(predictor: Hashable, images: Sequence[Pixels]) -> list[Judgement]:

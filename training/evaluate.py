@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +39,8 @@ class Decider:
         return probabilities(outputs.logits, self.calibration, self.task)
 
     def scores(self, outputs: Outputs) -> NDArray[np.float32]:
-        """Outlier scores, N; in chunks, since each row is compared with the whole bank."""
-        rows = range(0, len(outputs.logits), 1024)
-        parts = [
-            self.outlier.score(outputs.embedding[r : r + 1024], outputs.logits[r : r + 1024])[0]
-            for r in rows
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        """Outlier scores, N."""
+        return self.outlier.score(outputs.embedding, outputs.logits)[0]
 
     def label_names(self, targets: NDArray[Any]) -> list[list[str]]:
         """True labels as class names, in index order."""
@@ -59,16 +53,13 @@ class Decider:
         return np.asarray(self.outlier.p_value(self.scores(outputs)) <= self.alpha)
 
 
-def run_engine(
-    engine: Engine, images: Pixels, advance: Callable[[int], None] = lambda done: None
-) -> Outputs:
+def run_engine(engine: Engine, images: Pixels) -> Outputs:
     """Run all images (N x H x W x 3, memory-mapped or not) through an engine in batches."""
     logits, embedding = [], []
     for start in range(0, len(images), BATCH):
         outputs = engine.run(np.ascontiguousarray(images[start : start + BATCH]))
         logits.append(outputs.logits)
         embedding.append(outputs.embedding)
-        advance(len(outputs.logits))
     return Outputs(np.concatenate(logits), np.concatenate(embedding))
 
 
@@ -126,6 +117,7 @@ def evaluate_version(
         seed=int(manifest.training.get("seed", 0)),
         skip_bad=skip_bad,
         home=store.home,
+        for_training=False,
     )
     split = _split_to_use(split, source.fingerprint, manifest, data)
     loaded = load(source, manifest.input, store.home / "cache")
@@ -144,8 +136,8 @@ def evaluate_version(
 
 
 def _split_to_use(asked: str | None, fingerprint: str, manifest: Manifest, data: str) -> str:
-    """Splits mean something for the very data of the training alone."""
-    if fingerprint == manifest.data.fingerprint:
+    """Splits mean something for the very data of the training alone, whatever was added to it."""
+    if fingerprint in (manifest.data.fingerprint, manifest.data.base_fingerprint):
         return asked or "test"
     if asked in ("test", "valid"):
         raise DataError(

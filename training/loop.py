@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.decision import Task
-from model.errors import DataError, PlumblineError, SettingsError
+from model.errors import DataError, SettingsError, TrainingError
 from model.network import Network
 from training.augment import augment
 from training.loading import NONE_OF_THEM
@@ -43,10 +43,6 @@ _EVALUATION_BATCH = 500
 _HEAD_EPOCHS = 40
 _HEAD_RATE = 3e-3
 _HEAD_WEIGHT_DECAY = 0.05
-
-
-class TrainingError(PlumblineError):
-    """Training went wrong in a way that the user can mend, such as a loss that is not finite."""
 
 
 class Samples(Protocol):

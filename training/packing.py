@@ -26,7 +26,15 @@ from model.bundle import (
     OutlierSummary,
     save_arrays,
 )
-from model.decision import Calibration, Task, Thresholds, confidence, decide, probabilities
+from model.decision import (
+    Calibration,
+    Task,
+    Thresholds,
+    confidence,
+    decide,
+    predicted_class,
+    probabilities,
+)
 from model.engines import Outputs
 from model.engines.openvino_engine import OpenVinoEngine
 from model.engines.torch_engine import TorchEngine
@@ -70,6 +78,13 @@ class Rows:
         if count >= len(self):
             return self
         return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
+
+    def distinct(self) -> Rows:
+        """Each image once: retraining repeats what is new, which is no more evidence for it."""
+        if not self.names:
+            return self
+        _, first = np.unique(self.names, return_index=True)
+        return self if len(first) == len(self) else self.take(np.sort(first))
 
     def take(self, chosen: NDArray[np.intp]) -> Rows:
         """The rows of these indices."""
@@ -217,7 +232,7 @@ def _raw_labels(logits: NDArray[np.float32], task: Task) -> NDArray[Any]:
 
 
 def _run_splits(trained: Trained, engine: OpenVinoEngine, on_validation: Outputs) -> SplitOutputs:
-    fit_rows = trained.fit.sample(2 * BANK_LIMIT, trained.seed)
+    fit_rows = trained.fit.sample(2 * BANK_LIMIT, trained.seed).distinct()
     return SplitOutputs(
         fit_rows=fit_rows,
         fit=run_engine(engine, fit_rows.images),
@@ -408,22 +423,11 @@ def _streams(decider: Decider, outputs: Outputs, images: Pixels) -> dict[str, ND
         "component_1": components[:, 1],
         "brightness": np.array([its.brightness for its in seen]),
         "sharpness": np.array([its.sharpness for its in seen]),
-        "predicted_class": predicted_class(decider, chances),
+        "predicted_class": predicted_class(
+            chances, decider.thresholds, decider.classes, decider.task
+        ),
     }
     return {name: np.asarray(values, np.float32) for name, values in streams.items()}
-
-
-def predicted_class(decider: Decider, chances: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Index of the predicted class, N, as `decide` labels a row; C stands for none.
-
-    Single-label: the most probable class if it reaches its threshold. Multi-label: the most
-    probable one of those that reach theirs.
-    """
-    accepted = chances >= decider.thresholds.as_array(decider.classes)
-    ranked = chances if decider.task == "single" else np.where(accepted, chances, -1)
-    best = ranked.argmax(axis=1)
-    taken = accepted[np.arange(len(best)), best]
-    return np.asarray(np.where(taken, best, len(decider.classes)))
 
 
 def _write_reference(path: Path, manifest: Manifest, trained: Trained, findings: Findings) -> None:

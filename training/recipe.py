@@ -12,7 +12,6 @@ import numpy as np
 from model.bundle import NETWORK, Bundle, DataSummary
 from model.decision import Task
 from model.errors import SettingsError
-from model.formats import read_header
 from model.images import InputSpec
 from model.network import (
     PACKAGE_ARCHITECTURE,
@@ -29,7 +28,7 @@ from training.loop import TrainingHistory, fine_tune, train_from_scratch
 from training.packing import Rows, Trained, pack
 from training.progress import DecodingBar, ProgressBar
 from training.settings import TrainingSettings
-from training.sources import ArrayReader, FileReader, Source, open_source
+from training.sources import FASHION_MNIST, Source, open_source
 from training.splits import Split
 
 DEFAULT_ALPHA = 0.01
@@ -65,6 +64,7 @@ class TrainRequest:
     alpha: float = DEFAULT_ALPHA
     delimiter: str = " "
     skip_bad: bool = False
+    more: str | None = None  # CSV or Parquet of labelled images to add
 
 
 def run_training(
@@ -83,6 +83,7 @@ def run_training(
         seed=request.seed,
         skip_bad=request.skip_bad,
         home=store.home,
+        more=None if request.more is None else Path(request.more),
     )
     say(f"{len(source)} images of {len(source.classes)} classes, {source.task}-label")
     architecture, weights = choose_architecture(request, source)
@@ -97,7 +98,8 @@ def run_training(
     settings = _settings(request, pretrained=weights is not None)
     bar = ProgressBar("training", enabled=show_progress)
     history, kept = _train(network, splits, settings, source.task, weights is not None, [bar])
-    say(f"trained in {history.precision}: validation {history.metric_name} {history.metric:.4f}")
+    quality = f"validation {history.metric_name} {history.metric:.4f}"
+    say(f"kept: {kept}; trained in {history.precision}: {quality}")
     trained = Trained(
         name=request.name,
         task=source.task,
@@ -109,10 +111,13 @@ def run_training(
         **{split.value: _rows(splits[split]) for split in Split},
         data=_summary(request, source, splits),
         settings={
-            **settings.as_dict(),
+            **_settings_of_kept(settings, history, kept).as_dict(),
             "weights": weights or "none",
             "kept": kept,
             "precision": history.precision,
+            "delimiter": request.delimiter,
+            "skip_bad": request.skip_bad,
+            "more": None if request.more is None else _place(request.more),
         },
         curves=_curves(history, len(splits[Split.FIT].targets), settings),
         alpha=request.alpha,
@@ -133,18 +138,9 @@ def choose_architecture(request: TrainRequest, source: Source) -> tuple[str, str
         return request.architecture, request.weights
     if request.weights is not None:
         return PACKAGE_ARCHITECTURE, request.weights
-    if _largest_side(source) <= TINY_SIDE_PIXELS:
+    if source.reader.largest_side() <= TINY_SIDE_PIXELS:
         return SMALL_RESNET, None
     return PACKAGE_ARCHITECTURE, "package"
-
-
-def _largest_side(source: Source) -> int:
-    """Longest side in pixels, of a few files or of the array."""
-    if isinstance(source.reader, ArrayReader):
-        return int(max(source.reader.pixels.shape[1:3]))
-    assert isinstance(source.reader, FileReader)
-    headers = [read_header(path.read_bytes()) for path in source.reader.paths[:_SIZED_FILES]]
-    return max(max(header.width, header.height) for header in headers)
 
 
 def _input_spec(architecture: str, size: int | None) -> InputSpec:
@@ -196,6 +192,19 @@ def _train(
     return tuned.history, tuned.kept
 
 
+def _settings_of_kept(
+    settings: TrainingSettings, history: TrainingHistory, kept: str
+) -> TrainingSettings:
+    """What the model that was kept was trained with, which may be the linear head's."""
+    if kept == "linear head":
+        rate = float(f"{max(history.learning_rates):.3g}")
+        return replace(settings, epochs=len(history.epochs), learning_rate=rate, optimizer="adamw")
+    if kept == "fine-tuned":
+        lowest = settings.body_learning_rate or settings.learning_rate / 100
+        return replace(settings, body_learning_rate=lowest, freeze_batch_norm=True)
+    return settings
+
+
 def _rows(split: LoadedSplit) -> Rows:
     return Rows(split.images, split.targets, tuple(split.names))
 
@@ -216,11 +225,17 @@ def _summary(
     request: TrainRequest, source: Source, splits: dict[Split, LoadedSplit]
 ) -> DataSummary:
     return DataSummary(
-        source=request.data,
+        source=_place(request.data),
         fingerprint=source.fingerprint,
+        base_fingerprint=source.base_fingerprint,
         images={split.value: len(splits[split].targets) for split in Split},
         notes=tuple(source.notes),
     )
+
+
+def _place(data: str) -> str:
+    """Where the data are, from wherever one asks later."""
+    return data if data == FASHION_MNIST else str(Path(data).absolute())
 
 
 def _curves(history: TrainingHistory, rows: int, settings: TrainingSettings) -> dict[str, Any]:

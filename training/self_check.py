@@ -70,10 +70,11 @@ def auroc(foreign: NDArray[np.float32], domestic: NDArray[np.float32]) -> float:
     return float(roc_auc_score(truth, np.concatenate([foreign, domestic])))
 
 
-def made_foreign_images(validation: Pixels, rng: np.random.Generator) -> dict[str, Pixels]:
-    """Noise, shuffled patches of validation images, and rendered shapes; uint8 each."""
+def made_foreign_images(
+    validation: Pixels, rng: np.random.Generator, count: int = IMAGES_PER_KIND
+) -> dict[str, Pixels]:
+    """Noise, shuffled patches of validation images, and rendered shapes; uint8, `count` each."""
     size = validation.shape[1]
-    count = IMAGES_PER_KIND
     chosen = validation[rng.integers(len(validation), size=count)]
     shapes = np.stack([_rendered_shapes(size, rng) for _ in range(count)])
     return {

@@ -21,16 +21,20 @@ from numpy.typing import NDArray
 
 from model.decision import Task
 from model.errors import DataError, ImageError
+from model.formats import read_header
 from model.images import InputSpec, check, fit_to, prepare
 from training.idx import IdxFiles, find_idx_files, read_idx_files
-from training.splits import Labels, Split, deal_splits
+from training.splits import Labels, Split, deal_more, deal_splits
 
 Pixels = NDArray[np.uint8]
 
 FASHION_MNIST = "fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
+_SIZED_FILES = 20  # of which the largest side is taken
 _NAMED_FILES = 10  # of the bad ones, how many an error names
+MORE_SHARE = 0.2  # of the fit rows, that added images come up to
+MORE_REPEATS = 20  # by being repeated so often at most
 _TABLE_SUFFIXES = frozenset({".csv", ".parquet"})
 _IMAGE_FOLDERS = ("", "train", "images")  # beside a CSV, where its files may lie
 _YES = frozenset({"true", "1", "1.0", "yes"})
@@ -52,6 +56,9 @@ class Reader(Protocol):
     def prepare(self, row: int, spec: InputSpec) -> Pixels:
         """Network input, uint8 size x size x 3. Raises `ImageError` or OSError."""
 
+    def largest_side(self) -> int:
+        """Longest side in pixels, of a few rows."""
+
 
 @dataclass(frozen=True)
 class FileReader:
@@ -63,6 +70,11 @@ class FileReader:
         """Decode and resize by the path that serving takes."""
         return prepare(self.paths[row].read_bytes(), spec)
 
+    def largest_side(self) -> int:
+        """By the headers of the first files."""
+        headers = [read_header(path.read_bytes()) for path in self.paths[:_SIZED_FILES]]
+        return max(max(header.width, header.height) for header in headers)
+
 
 @dataclass(frozen=True)
 class ArrayReader:
@@ -73,6 +85,30 @@ class ArrayReader:
     def prepare(self, row: int, spec: InputSpec) -> Pixels:
         """Resize alone."""
         return fit_to(self.pixels[row], spec)
+
+    def largest_side(self) -> int:
+        """All are of one size."""
+        return int(max(self.pixels.shape[1:3]))
+
+
+@dataclass(frozen=True)
+class JoinedReader:
+    """The rows of one reader, then chosen rows of another, perhaps several times."""
+
+    first: Reader
+    count: int  # rows of the first
+    second: Reader
+    chosen: list[int]
+
+    def prepare(self, row: int, spec: InputSpec) -> Pixels:
+        """As the reader does that the row belongs to."""
+        if row < self.count:
+            return self.first.prepare(row, spec)
+        return self.second.prepare(self.chosen[row - self.count], spec)
+
+    def largest_side(self) -> int:
+        """Of the first: what is added does not change the architecture."""
+        return self.first.largest_side()
 
 
 @dataclass(frozen=True)
@@ -92,8 +128,10 @@ class Source:
     splits: list[Split]
     reader: Reader
     fingerprint: str
+    base_fingerprint: str  # without the rows that `more` added
     notes: list[str] = field(default_factory=list)
     skip_bad: bool = False
+    for_training: bool = True
 
     def __len__(self) -> int:
         return len(self.names)
@@ -126,13 +164,18 @@ def open_source(
     seed: int = 0,
     skip_bad: bool = False,
     home: Path | None = None,
+    for_training: bool = True,
+    more: Path | None = None,
 ) -> Source:
     """Open class folders, a CSV or Parquet file, a folder of idx files, or `fashion-mnist`.
 
     `task` None decides for "multi" when any row has several labels; `delimiter` parts the
     labels of a CSV; `seed` deals rows to splits; `skip_bad` leaves unreadable files out, with
     a note, where otherwise they are an error. `home` is where Fashion-MNIST may be downloaded to
-    ($PLUMBLINE_HOME, else ./var). Raises `DataError`.
+    ($PLUMBLINE_HOME, else ./var). Data that are not `for_training` need not show every class.
+    `more` is a CSV or Parquet file of labelled images to add, for example from production: they
+    are dealt to fit, validation and calibration, and leave the test rows as they were.
+    Raises `DataError`.
     """
     if str(data) == FASHION_MNIST:
         table = _idx_table(fashion_mnist_folder(home))
@@ -141,6 +184,7 @@ def open_source(
     labels, decided, notes = _part_labels(table, task, delimiter)
     classes = table.classes or sorted({label for row in labels for label in row})
     splits, split_notes = deal_splits(labels, table.named_splits, seed)
+    fingerprint = _fingerprint(table, labels, splits)
     source = Source(
         name=table.name,
         classes=classes,
@@ -149,12 +193,54 @@ def open_source(
         labels=labels,
         splits=splits,
         reader=table.reader,
-        fingerprint=_fingerprint(table, labels, splits),
+        fingerprint=fingerprint,
+        base_fingerprint=fingerprint,
         notes=[*table.notes, *notes, *split_notes],
         skip_bad=skip_bad,
+        for_training=for_training,
     )
+    if more is not None:
+        source = _with_more(source, more, delimiter, seed)
     require_every_class(source, range(len(source)))
     return source
+
+
+def _with_more(source: Source, path: Path, delimiter: str, seed: int) -> Source:
+    """Add labelled images to fit, validation and calibration.
+
+    In fit they are repeated until they make up MORE_SHARE of it, or MORE_REPEATS times: what is
+    new in production is little beside the training data, and would hardly be learned.
+    """
+    table = _read_table(path, delimiter, source.skip_bad)
+    labels, _, _ = _part_labels(table, source.task, delimiter)
+    unknown = sorted({label for row in labels for label in row} - set(source.classes))
+    if unknown:
+        raise DataError(
+            f"{path} has classes that {source.name} has not: {_some(unknown)}; it has"
+            f" {_some(source.classes)}"
+        )
+    dealt = deal_more(labels, seed)
+    fit_rows = source.splits.count(Split.FIT)
+    new = max(1, dealt.count(Split.FIT))
+    repeats = min(MORE_REPEATS, max(1, round(MORE_SHARE / (1 - MORE_SHARE) * fit_rows / new)))
+    chosen = [
+        row for row, split in enumerate(dealt) for _ in range(repeats if split is Split.FIT else 1)
+    ]
+    note = (
+        f"{len(labels)} labelled images of {path.name} were added to fit ({repeats} times each),"
+        " validation and calibration."
+    )
+    return replace(
+        source,
+        names=source.names + [f"{path.stem}/{table.names[row]}" for row in chosen],
+        labels=source.labels + [labels[row] for row in chosen],
+        splits=source.splits + [dealt[row] for row in chosen],
+        reader=JoinedReader(source.reader, len(source), table.reader, chosen),
+        fingerprint=hashlib.sha256(
+            (source.fingerprint + _fingerprint(table, labels, dealt)).encode()
+        ).hexdigest(),
+        notes=[*source.notes, *table.notes, note],
+    )
 
 
 def _read_table(path: Path, delimiter: str, skip_bad: bool) -> _Table:
@@ -474,7 +560,9 @@ def _part(label: str, delimiter: str) -> Labels:
 
 
 def require_every_class(source: Source, rows: Iterable[int]) -> None:
-    """Raise `DataError` unless the rows teach and validate at least two classes."""
+    """Raise `DataError` where rows for training do not teach and validate two classes."""
+    if not source.for_training:
+        return
     counts = Counter((source.splits[row], label) for row in rows for label in source.labels[row])
     without_none = source.task == "single" or all(source.labels)
     if len(source.classes) < (2 if without_none else 1):

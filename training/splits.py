@@ -36,6 +36,8 @@ _TRAIN_OF_TRAIN_AND_TEST: Shares = {
 }
 _VALIDATION_HALVES: Shares = {Split.VALIDATION: 0.5, Split.CALIBRATION: 0.5}
 
+_MORE: Shares = {Split.FIT: 0.8, Split.VALIDATION: 0.1, Split.CALIBRATION: 0.1}
+
 # Under 99 calibration images nothing is ever flagged at 1 %; some may yet turn out broken.
 LEAST_CALIBRATION = 120
 _ENOUGH_TO_SPARE = 400  # images in all, from which fit can spare that many
@@ -66,6 +68,11 @@ def deal_splits(
     if Split.TEST not in splits:
         notes.append("The data name no test rows: nothing is reported on unseen images.")
     return splits, notes
+
+
+def deal_more(labels: Sequence[Labels], seed: int) -> list[Split]:
+    """A split for every row that is added to data dealt before; none of them is for testing."""
+    return _deal(labels, _MORE, seed)
 
 
 def _fill_calibration(labels: Sequence[Labels], splits: list[Split], seed: int) -> list[str]:

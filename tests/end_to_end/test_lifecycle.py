@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -129,7 +130,7 @@ def test_ending_the_server_finishes_what_is_in_flight(home, serving, image):
             server.process.terminate()
             time.sleep(0.5)
             connection.sendall(image[100:])
-            answer = connection.recv(65_536)
+            answer = b"".join(iter(lambda: connection.recv(65_536), b""))  # until it is closed
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"ankle boot" in answer
         assert server.process.wait(30) == 0
@@ -150,12 +151,14 @@ def test_before_the_end_it_says_that_it_is_not_ready(home, serving, image):
         assert server.process.wait(30) == 0
 
 
-def test_a_killed_worker_comes_back(home, serving, image):
-    import psutil
+def children_of(server):
+    return psutil.Process(server.process.pid).children(recursive=True)
 
+
+def test_a_killed_worker_comes_back(home, serving, image):
     with serving(home) as server:
-        children = psutil.Process(server.process.pid).children(recursive=True)
-        max(children, key=lambda child: child.memory_info().rss).kill()
+        (worker,) = children_of(server)
+        worker.kill()
         deadline = time.monotonic() + 40
         while True:
             try:
@@ -165,6 +168,46 @@ def test_a_killed_worker_comes_back(home, serving, image):
                 pass
             assert time.monotonic() < deadline
             time.sleep(0.2)
+
+
+def test_a_signal_while_the_workers_start_stops_everything(home, serving):
+    with serving(home, wait=False) as server:
+        deadline = time.monotonic() + 30
+        while not (workers := children_of(server)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+        assert not any(worker.is_running() for worker in workers)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_killed_in_time(home, serving):
+    with serving(home, stop_seconds="1") as server:
+        (worker,) = children_of(server)
+        worker.suspend()
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+        assert not worker.is_running()
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_killed_supervisor(home, serving):
+    with serving(home) as server:
+        (worker,) = children_of(server)
+        server.process.kill()
+        worker.wait(20)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/livez")
+
+
+@pytest.mark.slow
+def test_every_core_has_a_worker_by_default(home, serving):
+    from service.supervisor import usable_cores
+
+    with serving(home, workers=None) as server:
+        assert len(children_of(server)) == usable_cores() >= 1
 
 
 def test_keys_open_what_their_scope_says(home, serving, image, run_plumbline):
@@ -210,6 +253,7 @@ class TestRefusals:
             said = self.refusal(run_plumbline, home, serve_on=f"127.0.0.1:{port}")
         assert f"127.0.0.1:{port}" in said
         assert "--port" in said
+        assert "PLUMBLINE_SERVE_ON" in said
 
     def test_beyond_loopback_without_keys(self, run_plumbline, home):
         assert "API keys" in self.refusal(run_plumbline, home, "--host", "0.0.0.0")
@@ -222,6 +266,7 @@ class TestRefusals:
         assert "PLUMBLINE_COLOUR" in self.refusal(run_plumbline, home, colour="red")
 
 
+@pytest.mark.slow
 def test_a_bento_is_built_and_serves_from_another_directory(home, image, tmp_path):
     """As `bentoml build` and `bentoml serve` do it, with nothing of the checkout on the path."""
     import os
@@ -273,6 +318,7 @@ def test_a_bento_is_built_and_serves_from_another_directory(home, image, tmp_pat
     assert answer.json()["predictions"][0]["labels"] == ["ankle boot"]
 
 
+@pytest.mark.slow
 def test_two_servers_on_one_home_keep_their_own_metrics(home, serving, image):
     with serving(home) as first, serving(home) as second:
         for _ in range(3):
@@ -282,6 +328,7 @@ def test_two_servers_on_one_home_keep_their_own_metrics(home, serving, image):
         assert line not in httpx.get(f"{second.url}/metrics").text
 
 
+@pytest.mark.slow
 def test_bentoml_sees_the_versions(home, trained):
     import os
 

@@ -294,6 +294,14 @@ def test_predictions_are_recorded(trained, serving, garment_images, tmp_path):
     assert rows[0]["client"] not in ("", "127.0.0.1")
 
 
+@pytest.mark.slow
+def test_records_can_be_switched_off(trained, serving, garment_images, tmp_path):
+    records = tmp_path / "records"
+    with serving(trained.path, records_url=str(records), record="false") as server:
+        assert ask(server, a_sneaker(garment_images)).status_code == 200
+    assert not records.exists()
+
+
 def test_a_full_queue_sheds_load_with_retry_after(trained, serving, garment_images):
     image = a_sneaker(garment_images)
     with serving(trained.path, queue_images="8", limit_parts="8") as server:

@@ -14,6 +14,7 @@ from model.decision import (
     Thresholds,
     confidence,
     decide,
+    predicted_class,
     probabilities,
     sigmoid,
     softmax,
@@ -114,3 +115,27 @@ def test_thresholds_beyond_one_and_unknown_fields_are_refused(bad):
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(ValidationError):
         Calibration(method="temperature", temperature=0)
+
+
+@pytest.mark.parametrize("task", ["single", "multi"])
+@pytest.mark.parametrize("per_class", [{}, {"a": 0.9, "c": 0.05}])
+def test_the_predicted_class_is_what_decide_says(task, per_class):
+    classes = ("a", "b", "c")
+    thresholds = Thresholds(objective="", value=0.5, per_class=per_class)
+    chances = np.random.default_rng(0).dirichlet(np.full(3, 0.5), 300).astype(np.float32)
+    found = predicted_class(chances, thresholds, classes, task)
+    labels = decide(chances, thresholds, classes, task)
+    for row, names in enumerate(labels):
+        if not names:
+            assert found[row] == 3
+        else:
+            best = max(names, key=lambda name: chances[row, classes.index(name)])
+            assert found[row] == classes.index(best)
+    assert len(set(found.tolist())) == 4
+
+
+def test_a_single_label_row_whose_best_class_falls_short_is_none():
+    """Not the next class, though that one reaches its own lower threshold."""
+    thresholds = Thresholds(objective="", value=0.5, per_class={"a": 0.9, "c": 0.05})
+    chances = np.array([[0.8, 0.0, 0.2]], np.float32)
+    assert predicted_class(chances, thresholds, ("a", "b", "c"), "single").tolist() == [3]

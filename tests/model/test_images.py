@@ -18,7 +18,8 @@ from PIL import Image, ImageFilter, ImageOps
 from skimage import data as photographs
 
 from model.errors import ImageError
-from model.images import ImageLimits, InputSpec, check, fit_to, prepare, prepare_checked, properties
+from model.images import InputSpec, check, fit_to, prepare, prepare_checked, properties
+from model.limits import ImageLimits
 
 WHOLE = InputSpec(size=150, mean=(0, 0, 0), std=(1, 1, 1))  # the centre square of `photograph`
 SMALL = InputSpec(size=32, mean=(0, 0, 0), std=(1, 1, 1))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from monitoring import outlier
-from monitoring.outlier import CHUNK_ROWS, NEIGHBOURS, RECORD_COMPONENTS, OutlierModel
+from monitoring.outlier import CHUNK_ROWS, NEIGHBOURS, RECORD_COMPONENTS, OutlierModel, _kth_largest
 
 SIZE, CLASSES = 48, 5
 
@@ -295,3 +295,10 @@ def test_a_model_comes_back_from_safetensors_as_it_was(world, calibrated, tmp_pa
     scores = calibrated.score(embedding, logits)[0]
     assert (back.p_value(scores) == calibrated.p_value(scores)).all()
     assert back.smallest_alpha == 1 / 500
+
+
+@pytest.mark.parametrize("count", [10, 11, 40, 97, 500, 1234, 5000])
+def test_the_kth_largest_is_exact(count):
+    values = np.random.default_rng(0).normal(size=(6, count)).astype(np.float32).round(1)  # ties
+    for k in (1, 2, 10):
+        assert np.array_equal(_kth_largest(values, k), np.sort(values, axis=1)[:, -k])

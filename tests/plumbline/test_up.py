@@ -27,9 +27,9 @@ def started(store, monkeypatch):
 
     monkeypatch.setenv("PLUMBLINE_HOME", str(store.home))
     monkeypatch.setattr(up.subprocess, "Popen", start)
-    monkeypatch.setattr(up, "check_address", lambda host, port: None)
+    monkeypatch.setattr(up, "check_address", lambda *address: None)
     monkeypatch.setattr(up, "_wait_until_ready", lambda service, url: None)
-    monkeypatch.setattr(up, "_wait", lambda service: 0)
+    monkeypatch.setattr(up, "_wait", lambda *children: 0)
     monkeypatch.setattr(up, "_example_image", lambda home, source: f"image of {source}")
     return environments
 
@@ -60,7 +60,7 @@ def test_of_several_champions_the_one_that_was_meant_is_served(
     if setting:
         monkeypatch.setenv("PLUMBLINE_MODEL", setting)
     assert up.bring_up("fashion-mnist", given) == 0
-    assert started[0]["PLUMBLINE_MODEL"] == served
+    assert [its["PLUMBLINE_MODEL"] for its in started] == [served, served]
     assert f"{tags[served]} is served" in capsys.readouterr().out
 
 
@@ -112,7 +112,7 @@ def test_a_signal_while_the_service_starts_stops_it_too(number, monkeypatch):
 
     before = signal.getsignal(number)
     monkeypatch.setattr(up.subprocess, "Popen", start)
-    with pytest.raises(KeyboardInterrupt), up._running_service("garments"):
+    with pytest.raises(KeyboardInterrupt), up._running("serve", {}):
         raise AssertionError("it was to be stopped")
     assert children[0].poll() == -signal.SIGTERM
     assert signal.getsignal(number) is before
@@ -120,9 +120,24 @@ def test_a_signal_while_the_service_starts_stops_it_too(number, monkeypatch):
 
 def test_a_signal_while_the_service_runs_stops_it(monkeypatch):
     monkeypatch.setattr(up.subprocess, "Popen", lambda command, **options: START(["sleep", "60"]))
-    with pytest.raises(KeyboardInterrupt), up._running_service("garments") as service:
+    with pytest.raises(KeyboardInterrupt), up._running("serve", {}) as service:
         os.kill(os.getpid(), signal.SIGHUP)
     assert service.poll() == -signal.SIGTERM
+
+
+def test_images_are_kept_unless_that_is_forbidden(store, register, started, monkeypatch):
+    store.promote(register("photographs"))
+    up.bring_up("crops", "photographs")
+    monkeypatch.setenv("PLUMBLINE_STORE_IMAGES", "false")
+    up.bring_up("crops", "photographs")
+    assert [its["PLUMBLINE_STORE_IMAGES"] for its in started] == ["true"] * 2 + ["false"] * 2
+
+
+def test_the_end_of_one_ends_the_other():
+    sleeper, failing = START(["sleep", "60"]), START(["false"])
+    assert up._wait(sleeper, failing) == 1
+    sleeper.kill()
+    sleeper.wait()
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored():

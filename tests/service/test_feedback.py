@@ -161,6 +161,21 @@ def test_over_the_limit_the_oldest_go(limit, state):
     assert [row[0] for row in kept(state)] == ids[len(ids) - limit :]
 
 
+def test_over_the_limit_a_flood_pushes_out_its_own(state):
+    keep(state, ID, client="anna", limit=10)
+    for number in range(2, 300):
+        keep(state, str(uuid.UUID(int=number)), client="ben", limit=10)
+    assert len(kept(state)) == 10
+    assert (ID, "anna", ["star"]) in kept(state)
+    assert (str(uuid.UUID(int=299)), "ben", ["star"]) in kept(state)
+
+
+def test_a_full_table_makes_room_for_more_than_one(state):
+    for number in range(201):
+        keep(state, str(uuid.UUID(int=number)), limit=200)
+    assert len(kept(state)) == 199
+
+
 def test_a_repeat_does_not_push_out_another(state):
     keep(state, ID, limit=2)
     keep(state, str(uuid.UUID(int=2)), limit=2)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 from model.bundle import NETWORK, DataSummary
-from model.decision import Calibration, Thresholds, decide
+from model.decision import Calibration, Thresholds
 from model.engines import Outputs
 from model.images import InputSpec
 from model.network import create_network, weights_of
@@ -27,7 +27,6 @@ from training.packing import (
     _gate,
     _threshold_evidence,
     _torch_gate,
-    predicted_class,
 )
 from training.self_check import SelfCheck
 from training.thresholds import ThresholdChoice, tune_none_threshold
@@ -133,32 +132,6 @@ def test_an_alpha_that_cannot_flag_is_not_held_to_a_rate(decider: Decider) -> No
     assert not _flags_too_often(flags(400), replace(decider, alpha=0.001))
 
 
-@pytest.mark.parametrize("task", ["single", "multi"])
-@pytest.mark.parametrize("per_class", [{}, {"a": 0.9, "c": 0.05}])
-def test_the_predicted_class_is_what_decide_says(
-    decider: Decider, task: Any, per_class: dict[str, float]
-) -> None:
-    thresholds = Thresholds(objective="", value=0.5, per_class=per_class)
-    its = replace(decider, task=task, thresholds=thresholds)
-    chances = np.random.default_rng(0).dirichlet(np.full(3, 0.5), 300).astype(np.float32)
-    found = predicted_class(its, chances)
-    labels = decide(chances, thresholds, CLASSES, task)
-    for row, given in enumerate(labels):
-        if not given:
-            assert found[row] == 3
-        else:
-            best = max(given, key=lambda name: chances[row, CLASSES.index(name)])
-            assert found[row] == CLASSES.index(best)
-    assert len(set(found.tolist())) == 4
-
-
-def test_a_single_label_row_whose_best_class_falls_short_is_none(decider: Decider) -> None:
-    """Not the next class, though that one reaches its own lower threshold."""
-    thresholds = Thresholds(objective="", value=0.5, per_class={"a": 0.9, "c": 0.05})
-    its = replace(decider, thresholds=thresholds)
-    assert predicted_class(its, np.array([[0.8, 0.0, 0.2]], np.float32)).tolist() == [3]
-
-
 def findings(decider: Decider, logits: np.ndarray, choice: ThresholdChoice | None) -> Findings:
     nothing = Rows(np.zeros((0, 28, 28, 3), np.uint8), np.zeros(0, np.int64))
     outputs = Outputs(logits, np.zeros((len(logits), 2), np.float32))
@@ -192,3 +165,11 @@ def test_evidence_for_none_counts_the_unlabelled_rows_that_get_no_label(
 def test_without_a_threshold_there_is_no_evidence(trained: Trained, decider: Decider) -> None:
     logits = np.zeros((40, 3), np.float32)
     assert _threshold_evidence(trained, findings(decider, logits, None)) == {}
+
+
+def test_a_repeated_image_counts_once_for_the_bank() -> None:
+    rows = random_images(4, seed=0)
+    repeated = Rows(rows.images[[0, 1, 0, 2, 0]], rows.targets[[0, 1, 0, 2, 0]], tuple("abaca"))
+    assert repeated.distinct().names == ("a", "b", "c")
+    assert np.array_equal(repeated.distinct().images, rows.images[:3])
+    assert rows.distinct() is rows

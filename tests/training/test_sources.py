@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 import training.sources
 from model.errors import DataError
+from model.images import InputSpec, prepare
 from training.idx import FASHION_MNIST_CLASSES
 from training.sources import Source, open_source
 from training.splits import Split, deal_splits
@@ -445,3 +446,60 @@ def test_rare_labels_of_multi_label_rows_reach_every_split() -> None:
             for row, split in zip(rows, splits, strict=True)
         )
         assert valid == pytest.approx(0.15 * total, abs=2)
+
+
+# --- labelled images that are added
+
+
+def production(folder: Path, count: int, label: str = "1") -> Path:
+    folder.mkdir()
+    fill(folder / "images", count, first=500)
+    return write_csv(folder, [f"images/{500 + row:03}.png,{label}," for row in range(count)])
+
+
+def test_added_images_leave_the_dealing_of_the_others_as_it_was(tmp_path: Path) -> None:
+    base = open_source(idx_folder(tmp_path / "idx"))
+    joined = open_source(tmp_path / "idx", more=production(tmp_path / "new", 20))
+    assert joined.names[: len(base)] == base.names
+    assert joined.splits[: len(base)] == base.splits
+    assert joined.rows(Split.TEST) == base.rows(Split.TEST)
+    assert joined.base_fingerprint == base.fingerprint != joined.fingerprint
+    assert "20 labelled images of table.csv were added" in joined.notes[-1]
+
+
+def test_added_images_are_repeated_in_fit_alone_until_they_are_a_fifth(tmp_path: Path) -> None:
+    base = open_source(idx_folder(tmp_path / "idx"))
+    joined = open_source(tmp_path / "idx", more=production(tmp_path / "new", 20))
+    new = range(len(base), len(joined))
+    fit = [joined.names[row] for row in new if joined.splits[row] is Split.FIT]
+    others = [joined.names[row] for row in new if joined.splits[row] is not Split.FIT]
+    assert (len(set(fit)), len(set(others)), len(others)) == (16, 4, 4)
+    share = len(fit) / len(joined.rows(Split.FIT))
+    assert share == pytest.approx(0.2, abs=0.03)
+    assert {joined.labels[row] for row in new} == {("1",)}
+
+
+def test_added_images_are_read_as_files(tmp_path: Path) -> None:
+    base = open_source(idx_folder(tmp_path / "idx"))
+    path = production(tmp_path / "new", 20)
+    joined = open_source(tmp_path / "idx", more=path)
+    spec = InputSpec(size=28, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    last = joined.names[-1].partition("/")[2]
+    expected = prepare((path.parent / last).read_bytes(), spec)
+    assert np.array_equal(joined.reader.prepare(len(joined) - 1, spec), expected)
+    assert np.array_equal(joined.reader.prepare(3, spec), base.reader.prepare(3, spec))
+    assert joined.reader.largest_side() == 28
+
+
+def test_added_images_of_unknown_classes_are_refused(tmp_path: Path) -> None:
+    idx_folder(tmp_path / "idx")
+    path = production(tmp_path / "new", 5, label="zebra")
+    with pytest.raises(DataError, match="classes that idx has not: zebra"):
+        open_source(tmp_path / "idx", more=path)
+
+
+def test_data_that_is_only_measured_may_show_one_class(tmp_path: Path) -> None:
+    fill(tmp_path / "cat", 5)
+    with pytest.raises(DataError, match="one class only"):
+        open_source(tmp_path)
+    assert open_source(tmp_path, for_training=False).classes == ["cat"]

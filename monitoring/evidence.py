@@ -1,0 +1,195 @@
+"""Evidence that a stream of images has drifted, and an alarm with a stated false-alarm rate.
+
+A conformal e-detector. For every stream (outlier score, confidence, two principal components,
+brightness, sharpness, predicted class) and every sampled image:
+
+1. *Conformal p-value.* The value is compared with a bag of all values before it, which starts
+   from the calibration split: p is the share of the bag above the value, ties broken at random,
+   so that p is uniform and independent of the past as long as nothing changed (Vovk, Gammerman and
+   Shafer 2005, "Algorithmic Learning in a Random World"). The bag holds integer counts over bins
+   whose edges come from the fit split, so memory is constant and nothing is thrown away:
+   thinning the bag would break the p-values.
+2. *Bet.* A density over p, estimated from past p-values alone, gives the factor e; if nothing
+   changed its mean is 1 whatever the density.
+3. *Shiryaev-Roberts.* R = e (1 + R). Less the count of images it is then a martingale, so by
+   Doob's inequality and a union over the K streams the chance that any R reaches K c within m
+   images is at most m / c. That is the promise, anew after every reset.
+
+What it cannot see: slow drift is absorbed by the growing bag, and after a long quiet time a
+change takes longer to show. What breaks it: images that depend on each other (`sampling`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+STREAMS = (
+    "outlier_score",
+    "confidence",
+    "component_0",
+    "component_1",
+    "brightness",
+    "sharpness",
+    "predicted_class",
+)
+
+BET_BINS = 20
+BET_MEMORIES = (50, 500)  # p-values that each of the histograms of past p-values remembers
+BET_UNIFORM = 0.05  # share of the uniform density in every bet: no bet loses more than 95 %
+BET_PRIOR = 10.0  # past p-values that the uniform density counts for in a histogram
+
+
+class Evidence:
+    """The evidence of all streams of one model version.
+
+    `edges` and `counts` are given per stream: bin edges in rising order, and how many of the
+    calibration split lie in each bin (one more than there are edges). `seed` draws the ties.
+
+    >>> edges = {"brightness": np.linspace(0.1, 0.9, 9)}
+    >>> counts = {"brightness": np.full(10, 100)}
+    >>> evidence = Evidence(edges, counts, seed=0)
+    >>> for _ in range(100):
+    ...     p_values = evidence.add({"brightness": 0.95})
+    >>> bool(evidence.log10["brightness"] > 6)
+    True
+    """
+
+    def __init__(
+        self,
+        edges: Mapping[str, NDArray[Any]],
+        counts: Mapping[str, NDArray[np.integer]],
+        *,
+        seed: int,
+    ) -> None:
+        self.streams = tuple(edges)
+        for name in self.streams:
+            if len(counts[name]) != len(edges[name]) + 1:
+                raise ValueError(
+                    f"stream {name}: {len(edges[name])} edges make {len(edges[name]) + 1} bins,"
+                    f" and {len(counts[name])} counts were given"
+                )
+        self._edges = [np.asarray(edges[name], np.float64) for name in self.streams]
+        self._bins = np.arange(max(map(len, self._edges)) + 1)
+        # Streams with fewer bins leave the last ones empty for ever.
+        self._counts = np.zeros((len(self.streams), len(self._bins)), np.int64)
+        for row, name in enumerate(self.streams):
+            self._counts[row, : len(counts[name])] = counts[name]
+        self._rows = np.arange(len(self.streams))
+        self._random = np.random.default_rng(seed)
+        # One histogram of past p-values per stream and memory.
+        shape = (len(self.streams), len(BET_MEMORIES), BET_BINS)
+        self._past = np.zeros(shape)
+        self._keep = 1 - 1 / np.array(BET_MEMORIES, np.float64)[None, :, None]
+        self._log_evidence = np.full(len(self.streams), -np.inf)  # log R, natural
+        self.images = 0  # since the last reset
+
+    @classmethod
+    def from_reference(
+        cls,
+        reference: Mapping[str, NDArray[np.floating]],
+        edges: Mapping[str, NDArray[np.floating]],
+        *,
+        seed: int,
+    ) -> Self:
+        """Start the bags from the calibration split's values; `edges` from the fit split."""
+        counts = {
+            name: np.bincount(
+                np.searchsorted(edges[name], reference[name], side="right"),
+                minlength=len(edges[name]) + 1,
+            )
+            for name in edges
+        }
+        return cls(edges, counts, seed=seed)
+
+    def add(self, values: Mapping[str, float]) -> list[float]:
+        """Take one sampled image; gives its p-values, one per stream in the order of `streams`."""
+        p_values = self._p_values(values)
+        self._log_evidence = self._bet(p_values) + np.logaddexp(0, self._log_evidence)
+        self._remember(p_values)
+        self.images += 1
+        return list(p_values.tolist())
+
+    @property
+    def log10(self) -> dict[str, float]:
+        """log10 of R per stream; minus infinity before the first image."""
+        found = self._log_evidence / math.log(10)
+        return dict(zip(self.streams, found.tolist(), strict=True))
+
+    @property
+    def strongest(self) -> tuple[str, float]:
+        """The stream with the most evidence, and its log10."""
+        place = int(self._log_evidence.argmax())
+        return self.streams[place], float(self._log_evidence[place]) / math.log(10)
+
+    def alarm_line(self, false_alarm_images: float) -> float:
+        """log10 of K c: the evidence of one stream at which an alarm is raised."""
+        return math.log10(len(self.streams) * false_alarm_images)
+
+    def reset(self) -> None:
+        """Forget the evidence and keep the bags; the promise begins anew."""
+        self._log_evidence[:] = -np.inf
+        self.images = 0
+
+    def to_state(self) -> dict[str, Any]:
+        """Everything, exactly, as JSON values."""
+        return {
+            "streams": list(self.streams),
+            "edges": [edges.tolist() for edges in self._edges],
+            "counts": [
+                counts[: len(edges) + 1].tolist()
+                for counts, edges in zip(self._counts, self._edges, strict=True)
+            ],
+            "past": self._past.tolist(),
+            # JSON knows no infinity.
+            "log_evidence": [None if math.isinf(its) else its for its in self._log_evidence],
+            "images": self.images,
+            "random": self._random.bit_generator.state,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """Back from `to_state`; goes on as if it had never stopped."""
+        names = state["streams"]
+        edges = dict(zip(names, map(np.asarray, state["edges"]), strict=True))
+        counts = dict(zip(names, map(np.asarray, state["counts"]), strict=True))
+        evidence = cls(edges, counts, seed=0)
+        evidence._past = np.asarray(state["past"], np.float64).reshape(evidence._past.shape)
+        evidence._log_evidence = np.array(
+            [-np.inf if its is None else its for its in state["log_evidence"]], np.float64
+        )
+        evidence.images = int(state["images"])
+        evidence._random.bit_generator.state = state["random"]
+        return evidence
+
+    def _p_values(self, values: Mapping[str, float]) -> NDArray[np.float64]:
+        """Smoothed conformal p-values; the values go into the bags."""
+        places = np.array(
+            [
+                edges.searchsorted(values[name], side="right")
+                for name, edges in zip(self.streams, self._edges, strict=True)
+            ]
+        )
+        self._counts[self._rows, places] += 1  # the value itself is one of those it ties with
+        above = np.where(self._bins > places[:, None], self._counts, 0).sum(axis=1)
+        ties = self._random.random(len(places)) * self._counts[self._rows, places]
+        return np.asarray((above + ties) / self._counts.sum(axis=1))
+
+    def _bet(self, p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """log e per stream, by densities that know only the past."""
+        places = self._places(p_values)
+        seen = self._past[self._rows, :, places] + BET_PRIOR / BET_BINS
+        densities = BET_BINS * seen / (self._past.sum(axis=2) + BET_PRIOR)
+        bets = BET_UNIFORM + (1 - BET_UNIFORM) * densities.mean(axis=1)
+        return np.asarray(np.log(bets))
+
+    def _remember(self, p_values: NDArray[np.float64]) -> None:
+        self._past *= self._keep
+        self._past[self._rows, :, self._places(p_values)] += 1
+
+    def _places(self, p_values: NDArray[np.float64]) -> NDArray[np.intp]:
+        return np.minimum((p_values * BET_BINS).astype(np.intp), BET_BINS - 1)

@@ -1,0 +1,144 @@
+"""Keeps images that were predicted, for the page and for retraining. Off unless switched on.
+
+Written from a thread of its own; an image that finds the queue full is not kept. Flagged images
+lie apart from the others, which go first when there is no room. One file per image, named by the
+prediction's id, in `flagged/` or `others/`.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger("plumbline.images")
+
+FOLDERS = ("others", "flagged")  # in the order in which they give way
+SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
+_QUEUE_BYTES = 64 * 2**20
+_TIDY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """Bytes to keep under a prediction's id."""
+
+    prediction_id: str
+    flagged: bool
+    format: str
+    data: bytes
+
+
+class ImageStore:
+    """Writes below `folder`, at most `limit_bytes` in all, for at most `keep_seconds`.
+
+    Several workers may share one folder: each tidies it, by what lies there.
+    """
+
+    def __init__(self, folder: Path, *, limit_bytes: int, keep_seconds: float) -> None:
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+        self._keep_seconds = keep_seconds
+        self._queue: queue.SimpleQueue[StoredImage | None] = queue.SimpleQueue()
+        self._waiting_bytes = 0
+        self._counting = threading.Lock()
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._run, name="image-store", daemon=True)
+        self._thread.start()
+
+    def offer(self, image: StoredImage) -> None:
+        """Take an image to be kept, or drop and count it; never waits."""
+        with self._counting:
+            if self._waiting_bytes + len(image.data) > _QUEUE_BYTES:
+                self.dropped += 1
+                return
+            self._waiting_bytes += len(image.data)
+        self._queue.put(image)
+
+    def close(self) -> None:
+        """Write what is waiting and stop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        tidied = -_TIDY_SECONDS
+        while True:
+            if time.monotonic() - tidied >= _TIDY_SECONDS:
+                self._tidy()
+                tidied = time.monotonic()
+            try:
+                image = self._queue.get(timeout=_TIDY_SECONDS)
+            except queue.Empty:
+                continue
+            if image is None:
+                self._tidy()
+                return
+            with self._counting:
+                self._waiting_bytes -= len(image.data)
+            self._write(image)
+
+    def _tidy(self) -> None:
+        try:
+            tidy(self._folder, self._limit_bytes, self._keep_seconds)
+        except OSError as error:
+            log.error("stored images could not be tidied: %s", error)
+
+    def _write(self, image: StoredImage) -> None:
+        folder = self._folder / FOLDERS[image.flagged]
+        name = f"{image.prediction_id}{SUFFIXES[image.format]}"
+        partial = folder / f".{name}.partial"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(image.data)
+            partial.replace(folder / name)
+        except OSError as error:
+            self.dropped += 1
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            log.error("an image was not kept: %s", error)
+
+
+def find_image(folder: Path, prediction_id: str) -> Path | None:
+    """The stored image of a prediction. Raises ValueError for what is no id."""
+    name = str(uuid.UUID(prediction_id))
+    for where in reversed(FOLDERS):
+        for suffix in SUFFIXES.values():
+            path = folder / where / f"{name}{suffix}"
+            if path.is_file():
+                return path
+    return None
+
+
+def tidy(folder: Path, limit_bytes: int, keep_seconds: float) -> None:
+    """Remove what is too old, then the oldest until the rest fits, unflagged ones first."""
+    now = time.time()
+    kept: list[tuple[int, float, Path, int]] = []
+    for rank, where in enumerate(FOLDERS):
+        for path, seconds, size in _files(folder / where):
+            if now - seconds > keep_seconds:
+                path.unlink(missing_ok=True)
+            else:
+                kept.append((rank, seconds, path, size))
+    surplus = sum(size for *_, size in kept) - limit_bytes
+    for _, _, path, size in sorted(kept, key=lambda its: its[:2]):
+        if surplus <= 0:
+            return
+        path.unlink(missing_ok=True)
+        surplus -= size
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, float, int]]:
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # another worker tidied too
+            continue
+        yield path, status.st_mtime, 512 * status.st_blocks  # the room that it takes

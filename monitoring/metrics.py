@@ -1,0 +1,89 @@
+"""Prometheus metrics of the monitor, made from its status at every scrape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+STATES = ("ok", "drift", "cannot promise", "waiting")
+
+
+class MonitorCollector(Collector):
+    """Gauges and counters of one status and its counters of records."""
+
+    def __init__(self, status: dict[str, Any], records: dict[str, int], refused_files: int) -> None:
+        self._status = status
+        self._records = records
+        self._refused_files = refused_files
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, in the order of the reference page."""
+        status = self._status
+        state = GaugeMetricFamily(
+            "plumbline_monitor_state", "1 for the state that the monitor is in.", labels=("state",)
+        )
+        for name in STATES:
+            state.add_metric((name,), float(status["state"] == name))
+        yield state
+        evidence = GaugeMetricFamily(
+            "plumbline_evidence_log10", "log10 of the evidence of drift.", labels=("stream",)
+        )
+        for name, value in status["log10_evidence"].items():
+            evidence.add_metric((name,), -math.inf if value is None else value)
+        yield evidence
+        yield _gauge(
+            "plumbline_alarm_line_log10", "Evidence that raises an alarm.", status["alarm_line"]
+        )
+        yield _gauge(
+            "plumbline_flagged_share", "Share flagged of the last images.", status["flagged_share"]
+        )
+        yield _gauge(
+            "plumbline_accuracy_estimate",
+            "Accuracy estimated without labels (CBPE); absent when it is not to be believed.",
+            status["accuracy_estimate"]["cbpe"] if status["accuracy_estimate"]["valid"] else None,
+        )
+        yield CounterMetricFamily(
+            "plumbline_watched_images_total",
+            "Recorded images of the champion.",
+            value=status["images_served"],
+        )
+        yield CounterMetricFamily(
+            "plumbline_sampled_images_total",
+            "Of them those that count as evidence.",
+            value=status["images_sampled"],
+        )
+        yield CounterMetricFamily(
+            "plumbline_alarms_total", "Alarms raised for the champion.", value=len(status["alarms"])
+        )
+        records = CounterMetricFamily(
+            "plumbline_monitor_records_total",
+            "Records read: watched, other version, unknown version, refused.",
+            labels=("kind",),
+        )
+        for kind, count in self._records.items():
+            records.add_metric((kind,), count)
+        yield records
+        yield CounterMetricFamily(
+            "plumbline_refused_record_files_total",
+            "Files among the records that hold none.",
+            value=self._refused_files,
+        )
+
+
+def exposition(status: dict[str, Any], records: dict[str, int], refused_files: int) -> bytes:
+    """The metrics in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(MonitorCollector(status, records, refused_files))
+    return generate_latest(registry)
+
+
+def _gauge(name: str, help_text: str, value: float | None) -> Metric:
+    gauge = GaugeMetricFamily(name, help_text)
+    if value is not None:
+        gauge.add_metric((), value)
+    return gauge

@@ -1,0 +1,259 @@
+"""Follows the champion: reads new records, keeps its watch, raises alarms, forgets nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+from sqlalchemy import select
+
+from model.errors import MonitorError, StoreError
+from model.state import alarms, audit, record, write_transaction
+from model.store import ModelStore
+from monitoring import state_file
+from monitoring.record_reader import RecordReader
+from monitoring.settings import MonitoringSettings
+from monitoring.streams import COLUMNS, fitting_rows
+from monitoring.watch import Alarm, Watch
+
+log = logging.getLogger("plumbline.monitor")
+
+RESET = "monitor reset"  # the audit's word for it
+_WATCHES_KEPT = 3  # of the latest champions: a rollback goes on where it was
+
+
+class Monitor:
+    """One process has one; every call of `poll` takes in what is new.
+
+    Raises `MonitorError` for a damaged state file, when it is made.
+    """
+
+    def __init__(self, settings: MonitoringSettings, store: ModelStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._path = settings.home.absolute() / "monitor" / "state.json"
+        self._reader = RecordReader(settings.records, ("model", *COLUMNS))
+        self._states: dict[str, dict[str, Any]] = {}  # by tag, the latest last
+        self._resets_seen = 0
+        self.records_total: Counter[str] = Counter()  # watched, other version, unknown, refused
+        self.watch: Watch | None = None
+        content = state_file.load(self._path)
+        if content is not None:
+            self._restore(content)
+
+    @property
+    def refused_files(self) -> int:
+        """Files among the records that hold none."""
+        return self._reader.refused_files
+
+    def poll(self) -> list[Alarm]:
+        """Follow the champion, obey resets, take new records, save; gives new alarms."""
+        try:
+            return self._poll()
+        except Exception:
+            # Whatever was read and not saved is read again: nothing is lost or counted twice.
+            self._go_back_to_saved()
+            raise
+
+    def _poll(self) -> list[Alarm]:
+        self._follow_champion()
+        changed = self._obey_resets()
+        new = self._reader.read_new()
+        raised: list[Alarm] = []
+        if len(new):
+            raised = self._take(new)
+            changed = True
+        if changed:
+            self.save()
+        return raised
+
+    def _go_back_to_saved(self) -> None:
+        self._reader = RecordReader(self._settings.records, ("model", *COLUMNS))
+        self._states, self.watch, self._resets_seen = {}, None, 0
+        self.records_total = Counter()
+        content = state_file.load(self._path)
+        if content is not None:
+            self._restore(content)
+
+    def save(self) -> None:
+        """Write everything, in one step."""
+        if self.watch is not None:
+            self._states.pop(self.watch.manifest.tag, None)
+            self._states[self.watch.manifest.tag] = self.watch.to_state()
+        for tag in list(self._states)[:-_WATCHES_KEPT]:
+            del self._states[tag]
+        content = {
+            "reader": self._reader.to_state(),
+            "watches": self._states,
+            "resets_seen": self._resets_seen,
+            "records_total": dict(self.records_total),
+        }
+        state_file.save(self._path, content)
+
+    def status(self) -> dict[str, Any]:
+        """`GET /api/status`."""
+        watch = self.watch
+        if watch is None:
+            return empty_status()
+        evidence = watch.evidence.log10.items()
+        begun = watch.evidence.images > 0
+        return {
+            "state": watch.state,
+            "sentence": watch.sentence,
+            "images_served": watch.images_served,
+            "images_sampled": watch.images_sampled,
+            "images_since_reset": watch.evidence.images,
+            "last_image": _iso(watch.last_image_seconds),
+            "log10_evidence": {name: value if begun else None for name, value in evidence},
+            "alarm_line": watch.line,
+            "false_alarm_images": self._settings.false_alarm_images,
+            "alarms": [
+                {"time": its.time, "stream": its.stream, "after_images": its.after_images}
+                for its in watch.alarms
+            ],
+            "flagged_share": watch.flagged_share(),
+            "repeated_share": watch.sampler.repeated_share,
+            "dependence": watch.dependence.correlation,
+            "calibration_images": watch.calibration_images,
+            "class_mix": watch.class_mix(),
+            "accuracy_estimate": watch.accuracy_estimate(),
+            "model": watch.manifest.tag,
+        }
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        try:
+            self._reader.restore(content["reader"])
+            self._states = dict(content["watches"])
+            self._resets_seen = int(content["resets_seen"])
+            self.records_total.update(content["records_total"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise MonitorError(
+                f"{self._path} is whole, but is no state of this monitor: {error!r}; move it away"
+                f" to begin anew: mv {self._path} {self._path}.old"
+            ) from error
+
+    def _follow_champion(self) -> None:
+        try:
+            version = self._store.champion(self._settings.model)
+        except StoreError as error:
+            if self.watch is None:
+                log.debug("nothing to watch yet: %s", error)
+            return
+        if self.watch is not None and self.watch.manifest.tag == version.tag:
+            return
+        if self.watch is not None:
+            self.save()
+        watch = Watch(self._store.load(version), self._settings)
+        state = self._states.get(version.tag)
+        if state is not None:
+            try:
+                watch.restore(state)
+            except (KeyError, TypeError, ValueError) as error:
+                raise MonitorError(
+                    f"the evidence for {version.tag} in {self._path} cannot be gone on with:"
+                    f" {error}; set the setting back, or move the file away to begin anew"
+                ) from error
+        self.watch = watch
+        log.info("watching %s%s", version.tag, "" if state is None else ", from where it was")
+
+    def _obey_resets(self) -> bool:
+        """Take in resets that were asked for on the command line."""
+        asked = (
+            select(audit.c.id, audit.c.subject)
+            .where(audit.c.action == RESET, audit.c.id > self._resets_seen)
+            .order_by(audit.c.id)
+        )
+        with self._store.state.connect() as connection:
+            rows = connection.execute(asked).all()
+        for number, tag in rows:
+            self._resets_seen = number
+            if self.watch is not None and tag == self.watch.manifest.tag:
+                self.watch.reset()
+                log.info("the evidence for %s was reset", tag)
+        return bool(rows)
+
+    def _take(self, records: pa.Table) -> list[Alarm]:
+        by_model = Counter(records["model"].to_pylist())
+        for tag, count in by_model.items():
+            if self.watch is None or tag != self.watch.manifest.tag:
+                self.records_total[self._kind_of(tag)] += count
+        if self.watch is None:
+            return []
+        tag = self.watch.manifest.tag
+        own = records.filter(pyarrow.compute.equal(records["model"], tag))
+        if not len(own):
+            return []
+        fitting = fitting_rows(own, self.watch.manifest)
+        refused = int((~fitting).sum())
+        if refused:
+            self.records_total["refused"] += refused
+            log.error(
+                "%d records that say they are of %s are left out: another number of logits, or"
+                " values that are no numbers",
+                *(refused, tag),
+            )
+        raised = self.watch.take(own.filter(pa.array(fitting)))
+        self.records_total["watched"] += int(fitting.sum())
+        for alarm in raised:
+            log.warning("ALARM: %s", self.watch.sentence)
+            self._write_alarm(tag, alarm)
+        return raised
+
+    def _kind_of(self, tag: str) -> str:
+        known = {version.tag for version in self._store.versions()}
+        if tag in known:
+            return "other version"
+        log.warning("records of %s, a version that is not in the store, are left out", tag)
+        return "unknown version"
+
+    def _write_alarm(self, tag: str, alarm: Alarm) -> None:
+        """Once, though the same records may be read again after a crash."""
+        same = (alarms.c.model == tag) & (alarms.c.time == alarm.time)
+        with write_transaction(self._store.state) as connection:
+            if connection.execute(select(alarms.c.id).where(same)).first() is not None:
+                return
+            connection.execute(
+                alarms.insert().values(
+                    model=tag,
+                    time=alarm.time,
+                    stream=alarm.stream,
+                    after_images=alarm.after_images,
+                )
+            )
+            record(connection, "alarm", tag, f"{alarm.stream} after {alarm.after_images} images")
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def empty_status() -> dict[str, Any]:
+    """The status while there is no champion."""
+    return {
+        "state": "waiting",
+        "sentence": "Waiting: there is no champion to watch.",
+        "images_served": 0,
+        "images_sampled": 0,
+        "log10_evidence": {},
+        "alarm_line": None,
+        "alarms": [],
+        "flagged_share": None,
+        "accuracy_estimate": {"cbpe": None, "atc": None, "valid": False},
+        "model": None,
+    }
+
+
+def ask_for_reset(settings: MonitoringSettings, why: str) -> str:
+    """Write into the audit that the champion's evidence shall begin anew; gives its tag.
+
+    The running monitor obeys within seconds, one that is down when it starts.
+    """
+    store = ModelStore(settings)
+    tag = store.champion(settings.model).tag
+    with write_transaction(store.state) as connection:
+        record(connection, RESET, tag, why)
+    return tag

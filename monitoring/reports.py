@@ -1,0 +1,146 @@
+"""Evidently reports: a window of records against the calibration split, in a workspace.
+
+    python -m monitoring.reports VERSION IMAGES
+
+Evidently takes ten seconds and 300 MB to import, so this runs as a process of its own, which the
+monitor starts. It explains; the alarm is `evidence`'s. Look at the reports with
+`evidently ui --workspace var/evidently`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute
+
+from model.bundle import REFERENCE, Manifest
+from model.errors import MonitorError
+from model.settings import read_settings
+from model.store import ModelStore
+from monitoring.record_reader import RecordReader
+from monitoring.records import read_records
+from monitoring.settings import MonitoringSettings
+from monitoring.streams import COLUMNS, fitting_rows, streams_of
+
+if TYPE_CHECKING:
+    import pandas
+
+log = logging.getLogger("plumbline.monitor")
+
+NO_TELEMETRY = {"DO_NOT_TRACK": "1"}
+_LEAST_IMAGES = 50
+_HINT = "install it with: pip install 'plumbline[monitor]'"
+
+
+class ReportLauncher:
+    """Starts a report after every window of images, and after an alarm; one at a time."""
+
+    def __init__(self, settings: MonitoringSettings) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reported: dict[str, int] = {}  # images, by tag
+        self._is_off = settings.report_images == 0
+        if not self._is_off and importlib.util.find_spec("evidently") is None:
+            log.warning("no Evidently reports: it is not installed; %s", _HINT)
+            self._is_off = True
+
+    def consider(self, tag: str, images: int, *, alarm: bool) -> None:
+        """Start a report of version `tag`, of which `images` were recorded, where one is due."""
+        if self._is_off or self._is_running():
+            return
+        before = self._reported.setdefault(tag, images)
+        window = self._settings.report_images
+        if images - before < (_LEAST_IMAGES if alarm else window):
+            return
+        self._reported[tag] = images
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "monitoring.reports", tag, str(window)],
+            env={
+                **os.environ,
+                **NO_TELEMETRY,
+                "PLUMBLINE_HOME": str(self._settings.home.absolute()),
+                "PLUMBLINE_RECORDS_URL": self._settings.records,
+            },
+        )
+
+    def close(self) -> None:
+        """Stop a report that is being written."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+
+    def _is_running(self) -> bool:
+        if self._process is None:
+            return False
+        code = self._process.poll()
+        if code is None:
+            return True
+        if code:
+            log.error("an Evidently report ended with code %d; see above", code)
+        self._process = None
+        return False
+
+
+def write_report(settings: MonitoringSettings, tag: str, images: int) -> str:
+    """Report the last `images` records of a version into the workspace; gives the run's id.
+
+    Raises `MonitorError` without records to report.
+    """
+    os.environ.update(NO_TELEMETRY)
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import DriftedColumnsCount, ValueDrift
+    from evidently.ui.workspace import Workspace
+
+    store = ModelStore(settings)
+    bundle = store.load(store.find(tag))
+    current = _frame(_last_records(settings, tag, images), bundle.manifest)
+    reference = _frame(read_records(str(bundle.path(REFERENCE))), bundle.manifest)
+    categories = ["predicted_class"]
+    numbers = [name for name in reference.columns if name not in categories]
+    definition = DataDefinition(numerical_columns=numbers, categorical_columns=categories)
+    # Named methods: the default rule flags most windows in which nothing changed.
+    report = Report(
+        [
+            DriftedColumnsCount(num_method="ks", cat_method="chisquare"),
+            *(ValueDrift(column=name, method="ks") for name in numbers),
+            *(ValueDrift(column=name, method="chisquare") for name in categories),
+        ]
+    )
+    snapshot = report.run(
+        Dataset.from_pandas(current, data_definition=definition),
+        Dataset.from_pandas(reference, data_definition=definition),
+    )
+    workspace = Workspace.create(str(settings.evidently))
+    projects = workspace.search_project(bundle.manifest.name)
+    project = projects[0] if projects else workspace.create_project(bundle.manifest.name)
+    run = workspace.add_run(project.id, snapshot, include_data=False, name=tag)
+    return str(run.id)
+
+
+def _last_records(settings: MonitoringSettings, tag: str, images: int) -> pa.Table:
+    reader = RecordReader(settings.records, ("model", *COLUMNS))
+    records = reader.read_new(limit_rows=sys.maxsize)
+    own = records.filter(pyarrow.compute.equal(records["model"], tag))
+    if not len(own):
+        raise MonitorError(f"there are no records of {tag} to report")
+    return own.slice(max(0, len(own) - images))
+
+
+def _frame(records: pa.Table, manifest: Manifest) -> pandas.DataFrame:
+    import pandas
+
+    fitting = records.filter(pa.array(fitting_rows(records, manifest)))
+    columns: dict[str, Any] = dict(streams_of(fitting, manifest))
+    names = (*manifest.classes, "(none)")
+    columns["predicted_class"] = [names[int(index)] for index in columns["predicted_class"]]
+    return pandas.DataFrame(columns)
+
+
+if __name__ == "__main__":
+    write_report(read_settings(MonitoringSettings), sys.argv[1], int(sys.argv[2]))

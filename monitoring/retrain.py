@@ -1,0 +1,348 @@
+"""Retraining: one at a time, on what people said of production images; the champion stays.
+
+A retraining is a row of the state database, which is also its lock: a second is refused while the
+process of the first lives, and the row of one that was killed is closed by whoever looks next.
+It trains on the champion's data with the labelled images added, starting from the champion's
+weights, and compares both versions on the champion's test images and on the newest labelled
+images, which are held out. Promotion stays a command.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+from sqlalchemy import Connection, Engine, Row, select
+
+from model.bundle import Manifest, file_sha256
+from model.errors import MonitorError
+from model.state import alarms, record, retrainings, write_transaction
+from model.store import ModelStore
+from monitoring.labels import LabelledImage, Labels, labelled_images
+from monitoring.record_reader import RecordReader
+from monitoring.settings import MonitoringSettings
+
+log = logging.getLogger("plumbline.retrain")
+
+HELD_OUT_SHARE = 0.2  # of the labelled images since the alarm, the newest
+_ERROR_LINES = 5
+_CLOCK_SECONDS = 30.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_METRICS = {"single": "accuracy", "multi": "micro_f1"}
+
+
+class NoNewLabelsError(MonitorError):
+    """There is nothing new to learn from; not a failure."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Champion and challenger on the same images."""
+
+    champion: str
+    challenger: str
+    # Accuracy, or micro F1 for several labels, by "champion" and "challenger".
+    test: dict[str, float] | None  # on the champion's test images, where there are any
+    production: dict[str, float]  # on the newest labelled production images
+    production_images: int
+
+    def in_words(self) -> str:
+        """One sentence."""
+        on_test = ""
+        if self.test is not None:
+            on_test = (
+                f", {self.test['challenger']:.3f} against {self.test['champion']:.3f} on the test"
+                " images"
+            )
+        return (
+            f"{self.challenger} against {self.champion}: {self.production['challenger']:.3f}"
+            f" against {self.production['champion']:.3f} on the {self.production_images} newest"
+            f" labelled production images{on_test}. To promote it:"
+            f" plumbline promote {self.challenger}"
+        )
+
+
+def retrain(settings: MonitoringSettings, why: str) -> Comparison:
+    """Train a challenger of the champion and compare them; gives the comparison.
+
+    Raises `NoNewLabelsError`, and `MonitorError` when another retraining runs or this one fails.
+    The champion is untouched whatever happens.
+    """
+    store = ModelStore(settings)
+    champion = store.champion(settings.model)
+    manifest = store.load(champion).manifest
+    labels = new_labels(settings, store, manifest)
+    recent = labels.recent
+    if len(recent) < settings.retrain_least_labels:
+        told = f"; of the others, {labels.left_out}" if labels.left_out else ""
+        raise NoNewLabelsError(
+            f"{len(recent)} images with new labels{labels.since_in_words}, and"
+            f" PLUMBLINE_RETRAIN_LEAST_LABELS is {settings.retrain_least_labels}: not"
+            f" retraining{told}"
+        )
+    number = _begin(store.state, manifest.name, why)
+    try:
+        # The newest of those that no model has learned from, the champion included.
+        held_out = recent[-max(1, round(HELD_OUT_SHARE * len(recent))) :]
+        ids = {its.prediction_id for its in held_out}
+        others = [its for its in labels.images if its.prediction_id not in ids]
+        comparison = _train_and_compare(settings, manifest, others, held_out, number)
+    except BaseException as error:
+        _end(store.state, number, "failed", {"error": _reason(error)})
+        raise
+    _end(store.state, number, "challenger", asdict(comparison))
+    with write_transaction(store.state) as connection:
+        record(connection, "challenger", comparison.challenger, comparison.in_words())
+    return comparison
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return "it was stopped"
+    return str(error) or type(error).__name__
+
+
+def new_labels(
+    settings: MonitoringSettings,
+    store: ModelStore,
+    manifest: Manifest,
+    *,
+    recent_alone: bool = False,
+) -> Labels:
+    """Labelled images of this model; recent are those that no retraining before has used.
+
+    `since` is the last alarm for this version: what came after it shows the changed domain.
+    With `recent_alone` only the records since then are read.
+    """
+    since = _last_alarm(store.state, manifest.tag)
+    first_day = since.date() if recent_alone and since is not None else None
+    reader = RecordReader(settings.records, ("id", "time", "model"), first_day)
+    records = reader.read_new(limit_rows=sys.maxsize)
+    names = [tag.partition(":")[0] == manifest.name for tag in records["model"].to_pylist()]
+    used = last_retraining(store.state, manifest.name, outcome="challenger")
+    return labelled_images(
+        store.state,
+        records.filter(pa.array(names, pa.bool_())),
+        settings.images,
+        manifest,
+        received_after=None if used is None else used.started_at.replace(tzinfo=UTC),
+        since=since,
+    )
+
+
+def _last_alarm(state: Engine, tag: str) -> datetime | None:
+    query = select(alarms.c.time).where(alarms.c.model == tag).order_by(alarms.c.id.desc())
+    with state.connect() as connection:
+        time = connection.scalar(query.limit(1))
+    return None if time is None else datetime.fromisoformat(time)
+
+
+def last_retraining(state: Engine, model: str, outcome: str | None = None) -> Row[Any] | None:
+    """The latest row of a model name, or None; of one outcome where that is given."""
+    query = select(retrainings).where(retrainings.c.model == model)
+    if outcome is not None:
+        query = query.where(retrainings.c.outcome == outcome)
+    with state.connect() as connection:
+        return connection.execute(query.order_by(retrainings.c.id.desc())).first()
+
+
+def has_row(state: Engine, model: str, why: str) -> bool:
+    """Whether a retraining of this model was ever started for this reason."""
+    query = select(retrainings.c.id).where(retrainings.c.model == model, retrainings.c.why == why)
+    with state.connect() as connection:
+        return connection.execute(query.limit(1)).first() is not None
+
+
+def close_dead(state: Engine) -> list[int]:
+    """Mark retrainings of this machine whose process is gone as failed; gives their numbers."""
+    with write_transaction(state) as connection:
+        running = connection.execute(select(retrainings).where(retrainings.c.outcome.is_(None)))
+        dead = [row.id for row in running.all() if not _may_live(row)]
+        for number in dead:
+            _close(connection, number, "failed", {"error": "its process was killed"})
+    return dead
+
+
+def _begin(state: Engine, model: str, why: str) -> int:
+    close_dead(state)
+    own = psutil.Process()
+    with write_transaction(state) as connection:
+        running = connection.execute(
+            select(retrainings).where(retrainings.c.model == model, retrainings.c.outcome.is_(None))
+        ).first()
+        if running is not None:
+            raise MonitorError(
+                f"a retraining of {model} is running since {running.started_at:%Y-%m-%d %H:%M} UTC"
+                f" (process {running.process} on {running.host}); wait for it, or stop it"
+            )
+        result = connection.execute(
+            retrainings.insert().values(
+                model=model,
+                why=why,
+                started_at=datetime.now(UTC),
+                host=socket.gethostname(),
+                process=own.pid,
+                process_started=repr(own.create_time()),
+                detail="",
+            )
+        )
+        record(connection, "retrain", model, why)
+        assert result.inserted_primary_key is not None
+        return int(result.inserted_primary_key[0])
+
+
+def _may_live(row: Row[Any]) -> bool:
+    """A process on another machine counts as living: it cannot be seen from here."""
+    if row.host != socket.gethostname():
+        return True
+    try:
+        started = psutil.Process(row.process).create_time()
+        # The clock may have been set since, and moves all of them.
+        return bool(abs(started - float(row.process_started)) < _CLOCK_SECONDS)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end(state: Engine, number: int, outcome: str, detail: dict[str, Any]) -> None:
+    with write_transaction(state) as connection:
+        _close(connection, number, outcome, detail)
+
+
+def _close(connection: Connection, number: int, outcome: str, detail: dict[str, Any]) -> None:
+    connection.execute(
+        retrainings.update()
+        .where(retrainings.c.id == number, retrainings.c.outcome.is_(None))
+        .values(outcome=outcome, detail=json.dumps(detail), ended_at=datetime.now(UTC))
+    )
+
+
+def _train_and_compare(
+    settings: MonitoringSettings,
+    champion: Manifest,
+    images: Sequence[LabelledImage],
+    held_out: Sequence[LabelledImage],
+    number: int,
+) -> Comparison:
+    begun = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    folder = settings.home.absolute() / "retraining" / f"{champion.name}-{number}-{begun}"
+    delimiter = str(champion.training.get("delimiter") or " ")
+    newest = _write_table(folder / "held-out", held_out, delimiter)
+    # What is held out must not be learned, under whatever id it was sent.
+    kept_apart = {_digest(path) for path in newest.parent.iterdir()}
+    others = [its for its in images if _digest(its.path) not in kept_apart]
+    learning = _write_table(folder / "learning", others, delimiter)
+    _add_earlier(learning, champion, kept_apart)
+    trained = _plumbline(settings, _training_arguments(champion, learning, delimiter))
+    challenger = str(trained["version"])
+
+    metric = _METRICS[champion.task]
+
+    def accuracies(*data: str) -> dict[str, float]:
+        options = (*data, "--delimiter", delimiter, "--json")
+        return {
+            which: float(_plumbline(settings, ["evaluate", tag, *options])[metric])
+            for which, tag in (("champion", champion.tag), ("challenger", challenger))
+        }
+
+    test = None
+    if champion.metrics_split == "test":
+        test = accuracies("--data", champion.data.source, "--split", "test")
+    production = accuracies("--data", str(newest), "--split", "all")
+    return Comparison(champion.tag, challenger, test, production, len(held_out))
+
+
+def _training_arguments(champion: Manifest, learning: Path, delimiter: str) -> list[str]:
+    settings = champion.training
+    return [
+        *("train", "--data", champion.data.source, "--more", str(learning)),
+        *("--name", champion.name, "--task", champion.task),
+        *("--architecture", champion.architecture, "--weights", champion.tag),
+        *("--size", str(champion.input.size), "--seed", str(settings.get("seed", 0))),
+        *("--delimiter", delimiter, "--json"),
+        *(["--none"] if champion.none_allowed and champion.task == "single" else []),
+        *(["--skip-bad"] if settings.get("skip_bad") else []),
+    ]
+
+
+def _write_table(folder: Path, images: Sequence[LabelledImage], delimiter: str) -> Path:
+    """Copies of the images, which retention may remove, and a table of them."""
+    folder.mkdir(parents=True)
+    table = folder / "items.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("fname", "labels"))
+        for image in images:
+            try:
+                shutil.copyfile(image.path, folder / image.path.name)
+            except FileNotFoundError:  # its time was up
+                continue
+            writer.writerow((image.path.name, delimiter.join(image.labels)))
+    return table
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except FileNotFoundError:  # its time was up
+        return ""
+
+
+def _add_earlier(table: Path, champion: Manifest, kept_apart: Collection[str]) -> None:
+    """What the champion itself learned from production is learned again."""
+    earlier = champion.training.get("more")
+    if not earlier or not Path(earlier).is_file():
+        return
+    with (
+        Path(earlier).open(newline="", encoding="utf-8") as source,
+        table.open("a", newline="", encoding="utf-8") as target,
+    ):
+        rows = csv.DictReader(source)
+        writer = csv.writer(target)
+        for row in rows:
+            image = Path(earlier).parent / row["fname"]
+            copied = table.parent / image.name
+            is_new = image.is_file() and not copied.exists()
+            if is_new and _digest(image) not in kept_apart:
+                shutil.copyfile(image, copied)
+                writer.writerow((image.name, row["labels"]))
+
+
+def _end_with_parent() -> None:
+    """Linux: a training does not outlive a retraining that was killed, whose lock is then free."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _plumbline(settings: MonitoringSettings, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run a command of ours and read its JSON; it is a process, since it may crash."""
+    environment = {**os.environ, "PLUMBLINE_HOME": str(settings.home.absolute())}
+    done = subprocess.run(
+        [sys.executable, "-m", "plumbline", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=_end_with_parent,
+    )
+    if done.returncode:
+        last = " ".join(done.stderr.strip().splitlines()[-_ERROR_LINES:])
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
+        raise MonitorError(f"plumbline {arguments[0]} ended with {how}: {last or 'no message'}")
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found

@@ -1,0 +1,117 @@
+"""The seven streams that are watched, read off prediction records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from numpy.typing import NDArray
+
+from model.bundle import OUTLIER, REFERENCE, Bundle, Manifest
+from model.decision import predicted_class, probabilities
+from monitoring.evidence import STREAMS
+from monitoring.records import read_records
+from monitoring.sampling import Arrival, Sampler
+
+FloatArray = NDArray[np.float64]
+
+COLUMNS = (
+    "id",
+    "time",
+    "client",
+    "image_sha256",
+    "perceptual_hash",
+    "brightness",
+    "sharpness",
+    "logits",
+    "labels",
+    "confidence",
+    "outlier_score",
+    "flagged",
+    "components",
+)
+
+
+def fitting_rows(records: pa.Table, manifest: Manifest) -> NDArray[np.bool_]:
+    """Which records can be of this version, N: by the number of logits, and finite values."""
+    lengths = pyarrow.compute.list_value_length(records["logits"]).to_numpy()
+    fitting = np.asarray(lengths == len(manifest.classes))
+    for name in ("brightness", "sharpness", "confidence", "outlier_score"):
+        fitting &= np.isfinite(_column(records, name))
+    fitting &= np.isfinite(_matrix(records, "components", np.float16)[:, :2]).all(axis=1)
+    if fitting.any():
+        logits = logits_of(records.filter(pa.array(fitting)))
+        fitting[fitting] = np.isfinite(logits).all(axis=1)
+    return fitting
+
+
+def streams_of(records: pa.Table, manifest: Manifest) -> dict[str, FloatArray]:
+    """The streams of records of one model version, N each.
+
+    `predicted_class` is an index, C standing for none. The rows have to be `fitting_rows`.
+    """
+    if not len(records):
+        return {name: np.zeros(0) for name in STREAMS}
+    components = _matrix(records, "components", np.float16)
+    chances = probabilities(logits_of(records), manifest.calibration, manifest.task)
+    return {
+        "outlier_score": _column(records, "outlier_score"),
+        "confidence": _column(records, "confidence"),
+        "component_0": components[:, 0].astype(np.float64),
+        "component_1": components[:, 1].astype(np.float64),
+        "brightness": _column(records, "brightness"),
+        "sharpness": _column(records, "sharpness"),
+        "predicted_class": predicted_class(
+            chances, manifest.thresholds, manifest.classes, manifest.task
+        ).astype(np.float64),
+    }
+
+
+def logits_of(records: pa.Table) -> NDArray[np.float32]:
+    """Logits, N x C, of rows of equal length."""
+    return _matrix(records, "logits", np.float32)
+
+
+def accepted_labels(records: pa.Table, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Which labels were given, N x C."""
+    index = {name: place for place, name in enumerate(classes)}
+    found = np.zeros((len(records), len(classes)), bool)
+    for row, labels in enumerate(records["labels"].to_pylist()):
+        found[row, [index[name] for name in labels if name in index]] = True
+    return found
+
+
+def arrivals_of(records: pa.Table) -> list[Arrival]:
+    """What the sampler may see of each record, in order."""
+    times = records["time"].cast(pa.int64()).to_numpy() / 1e6
+    columns = (records[name].to_pylist() for name in ("image_sha256", "perceptual_hash", "client"))
+    return [Arrival(*its) for its in zip(times.tolist(), *columns, strict=True)]
+
+
+def reference_of(bundle: Bundle, sampler: Sampler) -> dict[str, FloatArray]:
+    """The streams of the calibration split, under the rule that production is sampled by."""
+    records = read_records(str(bundle.path(REFERENCE)))
+    taken = np.array([sampler.takes(arrival) for arrival in arrivals_of(records)], bool)
+    streams = streams_of(records, bundle.manifest)
+    return {name: values[taken] for name, values in streams.items()}
+
+
+def edges_of(bundle: Bundle) -> Mapping[str, FloatArray]:
+    """Bin edges per stream, from the fit split; the classes are their own bins."""
+    arrays = bundle.arrays(OUTLIER)
+    arrays["edges.predicted_class"] = np.arange(len(bundle.manifest.classes)) + 0.5
+    return {name: np.asarray(arrays[f"edges.{name}"], np.float64) for name in STREAMS}
+
+
+def _column(records: pa.Table, name: str) -> FloatArray:
+    return np.asarray(records[name].to_numpy(), np.float64)
+
+
+def _matrix(records: pa.Table, name: str, dtype: type) -> NDArray[Any]:
+    """A column of lists of equal length, N x length."""
+    column = records[name].combine_chunks()
+    values: NDArray[Any] = np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype)
+    return values.reshape(len(records), -1)

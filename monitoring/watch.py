@@ -1,0 +1,308 @@
+"""What the monitor knows of one model version: evidence, alarm, and the last images' figures."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from model.bundle import REFERENCE, Bundle
+from model.decision import probabilities
+from monitoring.accuracy import atc, atc_threshold, believable, cbpe, expected_labels
+from monitoring.evidence import Evidence
+from monitoring.records import read_records
+from monitoring.sampling import BLOCK, Dependence, Sampler
+from monitoring.settings import MonitoringSettings
+from monitoring.streams import (
+    FloatArray,
+    accepted_labels,
+    arrivals_of,
+    edges_of,
+    logits_of,
+    reference_of,
+    streams_of,
+)
+
+log = logging.getLogger("plumbline.monitor")
+
+State = Literal["ok", "drift", "cannot promise", "waiting"]
+
+WINDOW_IMAGES = 1_000  # that shares and accuracy estimates are taken over
+DEPENDENCE_IMAGES = 400
+LEAST_DEPENDENCE_IMAGES = 60  # fewer say nothing of dependence, so no alarm is raised on them
+# Correlation of neighbours past which nothing is promised, beside three standard errors of its
+# estimate; the promise comes back under half of it.
+DEPENDENCE_LIMIT = 0.15
+REPEATED_LIMIT = 0.9  # share of near-duplicates past which what is left is no sample
+HISTORY_POINTS = 400
+FEW_CALIBRATION_IMAGES = 500
+FLAGGED_KEPT = 12
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """An alarm: when, in which stream, after how many sampled images since the last reset."""
+
+    time: str
+    stream: str
+    after_images: int
+    log10_evidence: float
+
+
+class Watch:
+    """Follows the records of one model version."""
+
+    def __init__(self, bundle: Bundle, settings: MonitoringSettings) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self._settings = settings
+        self.alpha = settings.alpha or self.manifest.outlier.alpha
+        self.sampler = _new_sampler(settings)
+        reference = reference_of(bundle, _new_sampler(settings))
+        self.calibration_images = len(reference["confidence"])
+        seed = int(bundle.manifest_sha256[:16], 16)
+        self.evidence = Evidence.from_reference(reference, edges_of(bundle), seed=seed)
+        self.dependence = Dependence(DEPENDENCE_IMAGES)
+        self.line = self.evidence.alarm_line(settings.false_alarm_images)
+        self._atc_threshold = _reference_atc_threshold(bundle)
+        self.images_served = 0
+        self.images_sampled = 0
+        self.last_image_seconds: float | None = None  # Unix time
+        self.alarms: list[Alarm] = []
+        self.drift: Alarm | None = None  # the alarm that nobody has reset yet
+        self.promising = True
+        self.flags: deque[bool] = deque(maxlen=WINDOW_IMAGES)
+        # Per image: expected right labels, labels given, labels expected.
+        self.expected: deque[tuple[float, float, float]] = deque(maxlen=WINDOW_IMAGES)
+        self.confidences: deque[float] = deque(maxlen=WINDOW_IMAGES)
+        self.labels: deque[list[str]] = deque(maxlen=WINDOW_IMAGES)
+        self.last_flagged: deque[dict[str, Any]] = deque(maxlen=FLAGGED_KEPT)
+        # Points (sampled images in all, log10 evidence per stream), ever further apart.
+        self.history: list[tuple[int, list[float | None]]] = []
+        self._history_step = 1
+
+    def take(self, records: pa.Table) -> list[Alarm]:
+        """Follow records of this version, oldest first; gives the alarms that they raised.
+
+        The records have to be `streams.fitting_rows`.
+        """
+        if not len(records):
+            return []
+        streams = streams_of(records, self.manifest)
+        self._note(records, streams["confidence"])
+        alarms = []
+        for row, arrival in enumerate(arrivals_of(records)):
+            self.images_served += 1
+            self.last_image_seconds = arrival.seconds
+            if self.images_served % BLOCK == 0:
+                self._renew_promise()
+            if not self.sampler.takes(arrival):
+                continue
+            self.images_sampled += 1
+            p_values = self.evidence.add({name: its[row] for name, its in streams.items()})
+            self.dependence.add(p_values)
+            alarm = self._judge(arrival.seconds)
+            if alarm is not None:
+                alarms.append(alarm)
+            self._remember_point()
+        return alarms
+
+    @property
+    def state(self) -> State:
+        """Drift until someone resets it; else whether there is a promise, and images."""
+        if self.drift is not None:
+            return "drift"
+        if self.images_served == 0:
+            return "waiting"
+        return "ok" if self.promising else "cannot promise"
+
+    @property
+    def sentence(self) -> str:
+        """The state, for people."""
+        c = self._settings.false_alarm_images
+        match self.state:
+            case "drift":
+                assert self.drift is not None
+                return (
+                    f"The domain has drifted: {self.drift.stream.replace('_', ' ')} changed"
+                    f" {self.drift.after_images} sampled images after the last reset."
+                )
+            case "waiting":
+                return "Waiting: no images have been recorded for this version yet."
+            case "cannot promise":
+                return f"No promise is possible: {self.why_no_promise}."
+            case _:
+                small = ""
+                if self.calibration_images < FEW_CALIBRATION_IMAGES:
+                    small = (
+                        f" The evidence began with only {self.calibration_images} calibration"
+                        " images: the promise holds, but change shows later."
+                    )
+                return (
+                    f"All is well: no drift in {self.evidence.images:,} sampled images. The chance"
+                    f" of a false alarm so far was at most"
+                    f" {min(1.0, self.evidence.images / c):.2g}.{small}"
+                )
+
+    @property
+    def why_no_promise(self) -> str | None:
+        """Why the sampled stream cannot be taken as images independent of each other, or None."""
+        if self.sampler.window_is_full and self.sampler.repeated_share > REPEATED_LIMIT:
+            return (
+                f"{self.sampler.repeated_share:.0%} of the last images repeat others; what is left"
+                " is no sample"
+            )
+        correlation, images = self.dependence.correlation, self.dependence.images
+        if correlation is None or images < LEAST_DEPENDENCE_IMAGES:
+            return None
+        limit = DEPENDENCE_LIMIT + 3 / math.sqrt(images)
+        if correlation > (limit if self.promising else limit / 2):
+            return f"neighbouring images depend on each other (correlation {correlation:.2f})"
+        return None
+
+    def reset(self) -> None:
+        """Someone has looked into the drift: evidence begins anew, the bags stay."""
+        self.drift = None
+        self.evidence.reset()
+
+    def flagged_share(self) -> float | None:
+        """Of the last images; None before there are any."""
+        return sum(self.flags) / len(self.flags) if self.flags else None
+
+    def class_mix(self) -> dict[str, float]:
+        """Share of the last images by label given; several labels count each."""
+        counts = Counter(label for labels in self.labels for label in labels or ["(none)"])
+        return {name: count / len(self.labels) for name, count in counts.most_common()}
+
+    def accuracy_estimate(self) -> dict[str, Any]:
+        """`cbpe` and `atc`, null where there is no estimate, and whether to believe them."""
+        threshold = self._atc_threshold
+        return {
+            "cbpe": cbpe(np.array(self.expected).reshape(-1, 3), self.manifest.task),
+            "atc": None if threshold is None else atc(np.array(self.confidences), threshold),
+            "valid": self.drift is None
+            and believable(sum(self.flags), len(self.flags), self.alpha),
+        }
+
+    def to_state(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {
+            "tag": self.manifest.tag,
+            "evidence": self.evidence.to_state(),
+            "sampler": self.sampler.to_state(),
+            "dependence": self.dependence.to_state(),
+            "images_served": self.images_served,
+            "images_sampled": self.images_sampled,
+            "last_image_seconds": self.last_image_seconds,
+            "alarms": [asdict(alarm) for alarm in self.alarms],
+            "drift": None if self.drift is None else asdict(self.drift),
+            "promising": self.promising,
+            "flags": list(map(int, self.flags)),
+            "expected": list(self.expected),
+            "confidences": list(self.confidences),
+            "labels": list(self.labels),
+            "last_flagged": list(self.last_flagged),
+            "history": self.history,
+            "history_step": self._history_step,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `to_state`. Raises ValueError or KeyError where it does not fit."""
+        if state["tag"] != self.manifest.tag:
+            raise ValueError(f"it is of {state['tag']}, not of {self.manifest.tag}")
+        self.evidence = Evidence.from_state(state["evidence"])
+        self.sampler.restore(state["sampler"])
+        self.dependence.restore(state["dependence"])
+        self.images_served = int(state["images_served"])
+        self.images_sampled = int(state["images_sampled"])
+        self.last_image_seconds = state["last_image_seconds"]
+        self.alarms = [Alarm(**its) for its in state["alarms"]]
+        self.drift = None if state["drift"] is None else Alarm(**state["drift"])
+        self.promising = bool(state["promising"])
+        self.flags.extend(map(bool, state["flags"]))
+        self.expected.extend(tuple(its) for its in state["expected"])
+        self.confidences.extend(state["confidences"])
+        self.labels.extend(state["labels"])
+        self.last_flagged.extend(state["last_flagged"])
+        self.history = [(int(images), list(values)) for images, values in state["history"]]
+        self._history_step = int(state["history_step"])
+
+    def _note(self, records: pa.Table, confidences: FloatArray) -> None:
+        """Keep what the page and the accuracy estimates show of the last images."""
+        flags = records["flagged"].to_pylist()
+        self.flags.extend(flags)
+        manifest = self.manifest
+        chances = probabilities(logits_of(records), manifest.calibration, manifest.task)
+        sums = expected_labels(chances, accepted_labels(records, manifest.classes))
+        self.expected.extend(map(tuple, sums.tolist()))
+        self.confidences.extend(confidences.tolist())
+        self.labels.extend(records["labels"].to_pylist())
+        for row in np.flatnonzero(flags)[-FLAGGED_KEPT:].tolist():
+            one = records.slice(row, 1).to_pylist()[0]
+            self.last_flagged.append(
+                {
+                    "id": one["id"],
+                    "time": one["time"].isoformat(),
+                    "labels": one["labels"],
+                    "outlier_score": one["outlier_score"],
+                }
+            )
+
+    def _judge(self, seconds: float) -> Alarm | None:
+        """Raise an alarm where the evidence reaches the line and there is a promise to keep."""
+        if self.drift is not None or self.evidence.strongest[1] < self.line:
+            return None
+        self._renew_promise()  # which may begin the evidence anew
+        stream, evidence = self.evidence.strongest
+        too_few = self.dependence.images < LEAST_DEPENDENCE_IMAGES
+        if evidence < self.line or too_few or not self.promising:
+            return None
+        time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+        self.drift = Alarm(time, stream, self.evidence.images, evidence)
+        self.alarms.append(self.drift)
+        return self.drift
+
+    def _renew_promise(self) -> None:
+        why = self.why_no_promise
+        if self.promising and why is not None:
+            log.warning("no promise is possible: %s", why)
+        if not self.promising and why is None:
+            log.info("the images can be taken as independent again; the evidence begins anew")
+            self.evidence.reset()
+        self.promising = why is None
+
+    def _remember_point(self) -> None:
+        if self.images_sampled % self._history_step:
+            return
+        values = [
+            None if math.isinf(its) else round(its, 4) for its in self.evidence.log10.values()
+        ]
+        self.history.append((self.images_sampled, values))
+        if len(self.history) > HISTORY_POINTS:
+            self._history_step *= 2
+            self.history = [its for its in self.history if its[0] % self._history_step == 0]
+
+
+def _new_sampler(settings: MonitoringSettings) -> Sampler:
+    return Sampler(
+        window_images=settings.sample_window_images,
+        near_bits=settings.sample_near_bits,
+        client_images=settings.sample_client_images,
+        client_seconds=settings.sample_client_seconds,
+    )
+
+
+def _reference_atc_threshold(bundle: Bundle) -> float | None:
+    """Of single-label models; None where the manifest states no accuracy."""
+    accuracy = bundle.manifest.metrics.get("accuracy")
+    if bundle.manifest.task != "single" or accuracy is None or accuracy.value is None:
+        return None
+    records = read_records(str(bundle.path(REFERENCE)), ["confidence"])
+    return atc_threshold(records["confidence"].to_numpy(), accuracy.value)

@@ -1,0 +1,242 @@
+"""The monitor follows the champion's records, forgets nothing, and obeys a reset."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import select
+
+from model.errors import MonitorError
+from model.state import alarms, audit
+from monitoring.monitor import Monitor, ask_for_reset
+from monitoring.records import write_records
+from monitoring.settings import MonitoringSettings
+
+
+@pytest.fixture
+def settings(store):
+    return MonitoringSettings(home=store.home)
+
+
+@pytest.fixture
+def put(store):
+    """`put(records)`: one more file, as the service writes it."""
+    files = iter(range(1_000_000))
+
+    def write(records) -> None:
+        folder = store.home / "records" / f"date={records[0].time:%Y-%m-%d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_records(folder / f"{next(files):06d}.parquet", records)
+
+    return write
+
+
+def shown(monitor: Monitor) -> dict:
+    return monitor.status()
+
+
+def test_it_waits_for_a_champion_and_then_for_images(store, settings, watched):
+    monitor = Monitor(settings, store)
+    monitor.poll()
+    assert (shown(monitor)["state"], shown(monitor)["model"]) == ("waiting", None)
+    tag = watched()
+    monitor.poll()
+    assert (shown(monitor)["state"], shown(monitor)["model"]) == ("waiting", tag)
+    assert "no images" in shown(monitor)["sentence"]
+
+
+def test_clean_images_raise_no_alarm_and_dark_ones_do_once(store, settings, watched, put, draw):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 600, 1))
+    assert monitor.poll() == []
+    assert shown(monitor)["state"] == "ok"
+    assert shown(monitor)["images_sampled"] == shown(monitor)["images_served"] == 600
+    put(draw(tag, 300, 2, darker=0.2))
+    (alarm,) = monitor.poll()
+    assert (alarm.stream, 600 < alarm.after_images < 700) == ("brightness", True)
+    status = shown(monitor)
+    assert status["state"] == "drift"
+    assert "brightness changed" in status["sentence"]
+    assert status["accuracy_estimate"]["valid"] is False
+    put(draw(tag, 300, 3, darker=0.2))
+    assert monitor.poll() == []  # drift stays drift, and is not told again
+    with store.state.connect() as connection:
+        rows = connection.execute(select(alarms)).all()
+    assert [(row.model, row.stream) for row in rows] == [(tag, "brightness")]
+
+
+def test_drift_stays_until_someone_resets_it_and_says_why(store, settings, watched, put, draw):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 300, 1, darker=0.3))
+    monitor.poll()
+    assert shown(Monitor(settings, store))["model"] is None  # not polled yet
+    assert ask_for_reset(settings, "a lamp was out") == tag
+    monitor.poll()
+    assert (shown(monitor)["state"], shown(monitor)["images_since_reset"]) == ("ok", 0)
+    assert len(shown(monitor)["alarms"]) == 1
+    again = Monitor(settings, store)
+    again.poll()
+    assert shown(again)["state"] == "ok"  # the reset is not obeyed twice, nor forgotten
+    with store.state.connect() as connection:
+        said = connection.execute(select(audit).where(audit.c.action == "monitor reset")).one()
+    assert (said.subject, said.detail) == (tag, "a lamp was out")
+
+
+def test_a_monitor_that_is_killed_goes_on_exactly_where_it_was(
+    store, settings, watched, put, draw, monkeypatch
+):
+    tag = watched()
+    steady, killed = Monitor(settings, store), Monitor(settings, store)
+    monkeypatch.setattr(steady, "save", lambda: None)  # one state file for the other
+    for number in range(1, 6):
+        put(draw(tag, 70, number))
+        steady.poll()
+        killed.poll()
+        killed = Monitor(settings, store)
+    killed.poll()
+    assert shown(killed) == shown(steady)
+    assert killed.watch.to_state() == steady.watch.to_state()
+
+
+def test_an_alarm_that_is_read_again_after_a_crash_is_written_once(
+    store, settings, watched, put, draw, monkeypatch
+):
+    tag = watched()
+    put(draw(tag, 300, 1, darker=0.3))
+    crashing = Monitor(settings, store)
+    monkeypatch.setattr(crashing, "save", lambda: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        crashing.poll()
+    assert len(Monitor(settings, store).poll()) == 1
+    with store.state.connect() as connection:
+        assert len(connection.execute(select(alarms)).all()) == 1
+
+
+def test_records_of_other_versions_are_counted_apart(store, settings, watched, put, draw):
+    former, tag = watched(), watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 10, 1) + draw(former, 5, 2) + draw("shapes:20200101-00000000", 3, 3))
+    monitor.poll()
+    assert monitor.records_total == {"watched": 10, "other version": 5, "unknown version": 3}
+    assert shown(monitor)["images_served"] == 10
+
+
+def test_records_that_cannot_be_this_versions_are_refused_and_counted(
+    store, settings, watched, put, draw, caplog
+):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    few, dark, good = draw(tag, 4, 1), draw(tag, 6, 2), draw(tag, 20, 3)
+    put(
+        [replace(its, logits=its.logits[:2]) for its in few]
+        + [replace(its, brightness=float("nan")) for its in dark]
+        + good
+    )
+    monitor.poll()
+    assert monitor.records_total == {"refused": 10, "watched": 20}
+    assert "10 records that say they are of" in caplog.text
+
+
+def test_what_was_read_and_not_saved_is_read_again(
+    store, settings, watched, put, draw, monkeypatch
+):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 50, 1))
+    monitor.poll()
+    put(draw(tag, 30, 2))
+    save = Monitor.save
+    monkeypatch.setattr(Monitor, "save", lambda self: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        monitor.poll()
+    monkeypatch.setattr(Monitor, "save", save)
+    monitor.poll()
+    assert monitor.records_total == {"watched": 80}
+    assert shown(monitor)["images_served"] == 80
+
+
+def test_a_promotion_begins_anew_and_a_rollback_goes_on(store, settings, watched, put, draw):
+    first = watched()
+    monitor = Monitor(settings, store)
+    put(draw(first, 40, 1))
+    monitor.poll()
+    second = watched()
+    put(draw(second, 25, 2))
+    monitor.poll()
+    assert (shown(monitor)["model"], shown(monitor)["images_served"]) == (second, 25)
+    store.rollback("shapes")
+    monitor.poll()
+    assert (shown(monitor)["model"], shown(monitor)["images_served"]) == (first, 40)
+
+
+def test_images_that_come_in_runs_bring_no_alarm_but_no_promise(
+    store, settings, watched, put, draw
+):
+    """Each image three times, a little changed, so that the sampler takes it for another."""
+    tag = watched()
+    runs = []
+    for number, image in enumerate(draw(tag, 600, 1)):
+        for copy in range(3):
+            its = replace(
+                image,
+                id=image.id[:-4] + f"{(3 * number + copy) % 65536:04x}",
+                image_sha256=f"{number}-{copy}",
+                perceptual_hash=image.perceptual_hash ^ (0b1111_1111 << 16 * copy),
+            )
+            runs.append(its)
+    monitor = Monitor(settings, store)
+    put(runs)
+    assert monitor.poll() == []
+    assert shown(monitor)["images_sampled"] == 1800
+    assert shown(monitor)["state"] == "cannot promise"
+    assert "depend on each other" in shown(monitor)["sentence"]
+    put(draw(tag, 600, 2))
+    monitor.poll()
+    status = shown(monitor)
+    assert (status["state"], status["images_since_reset"] < 600) == ("ok", True)
+
+
+def test_a_camera_that_sends_one_picture_is_no_sample(store, settings, watched, put, draw):
+    tag = watched()
+    settings = settings.model_copy(update={"sample_window_images": 100})
+    monitor = Monitor(settings, store)
+    put([draw(tag, 1, 1)[0]] * 200)
+    monitor.poll()
+    status = shown(monitor)
+    assert (status["state"], status["images_sampled"]) == ("cannot promise", 1)
+    assert "repeat others" in status["sentence"]
+
+
+def test_a_damaged_state_is_refused_with_the_way_back(store, settings, watched, put, draw):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 10, 1))
+    monitor.poll()
+    path = store.home / "monitor" / "state.json"
+    path.write_text(path.read_text().replace("watched", "watchet"))
+    with pytest.raises(MonitorError, match="is damaged"):
+        Monitor(settings, store)
+    assert path.is_file()
+
+
+def test_a_state_of_other_settings_is_refused(store, settings, watched, put, draw):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 10, 1))
+    monitor.poll()
+    other = settings.model_copy(update={"sample_window_images": 77})
+    with pytest.raises(MonitorError, match="window was 1000 images and is set to 77"):
+        Monitor(other, store).poll()
+
+
+def test_a_small_calibration_split_still_keeps_the_promise_and_says_how_small(
+    store, settings, watched, put, draw
+):
+    tag = watched(20)
+    monitor = Monitor(settings, store)
+    put(draw(tag, 400, 1))
+    assert monitor.poll() == []
+    assert shown(monitor)["calibration_images"] == 20

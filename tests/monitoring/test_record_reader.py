@@ -1,0 +1,149 @@
+"""Every record file is read once, and what is none is named and left out."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from monitoring import record_reader
+from monitoring.record_reader import RecordReader
+from monitoring.records import write_records
+from monitoring.streams import COLUMNS
+
+
+@pytest.fixture
+def put(tmp_path, draw):
+    """`put(day, name, count, seed)`: a file of records."""
+
+    def write(day: str, name: str, count: int = 10, seed: int = 0) -> Path:
+        folder = tmp_path / "records" / f"date={day}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_records(folder / name, draw("shapes:1", count, seed))
+        return folder / name
+
+    return write
+
+
+@pytest.fixture
+def reader(tmp_path):
+    return RecordReader(str(tmp_path / "records"), COLUMNS)
+
+
+def test_no_folder_yet_reads_as_nothing(reader):
+    assert len(reader.read_new()) == 0
+
+
+def test_each_file_is_read_once_and_records_come_by_time(reader, put):
+    put("2026-03-04", "b.parquet", seed=1)
+    put("2026-03-04", "a.parquet", seed=2)
+    first = reader.read_new()
+    times = first["time"].to_pylist()
+    assert (len(first), times) == (20, sorted(times))
+    assert len(reader.read_new()) == 0
+    put("2026-03-04", "0.parquet", seed=3)  # an earlier name, written later
+    assert len(reader.read_new()) == 10
+
+
+def test_it_goes_on_where_it_was(reader, put, tmp_path):
+    put("2026-03-04", "a.parquet")
+    reader.read_new()
+    put("2026-03-05", "b.parquet", 7)
+    other = RecordReader(str(tmp_path / "records"), COLUMNS)
+    other.restore(json.loads(json.dumps(reader.to_state())))
+    assert len(other.read_new()) == 7
+
+
+def test_a_large_backlog_comes_in_parts(reader, put):
+    for number in range(6):
+        put("2026-03-04", f"{number}.parquet", seed=number)
+    assert [len(reader.read_new(limit_rows=25)) for _ in range(3)] == [30, 30, 0]
+
+
+def test_days_long_past_are_forgotten_and_not_read_again(reader, put):
+    days = [f"2026-03-{day:02d}" for day in range(1, 9)]
+    for number, day in enumerate(days):
+        put(day, "a.parquet", seed=number)
+    assert len(reader.read_new()) == 80
+    assert len(reader.read_new()) == 0
+    assert len(reader.to_state()["read"]) == 3
+
+
+def test_days_before_the_first_are_left_out(put, tmp_path):
+    for number, day in enumerate(("2026-03-04", "2026-03-05")):
+        put(day, "a.parquet", seed=number)
+    reader = RecordReader(str(tmp_path / "records"), COLUMNS, date(2026, 3, 5))
+    assert len(reader.read_new()) == 10
+
+
+def test_folders_of_the_future_do_not_hide_the_present(reader, put):
+    for day in ("9999-12-29", "9999-12-30", "9999-12-31", "no-day"):
+        put(day, "a.parquet")
+    put("2026-03-04", "a.parquet", 7)
+    assert len(reader.read_new()) == 7
+
+
+def test_a_store_that_cannot_be_read_now_is_tried_again(reader, put, monkeypatch):
+    put("2026-03-04", "a.parquet")
+    cat_file = reader._files.cat_file
+    monkeypatch.setattr(reader._files, "cat_file", lambda path: (_ for _ in ()).throw(OSError("x")))
+    with pytest.raises(OSError, match="x"):
+        reader.read_new()
+    monkeypatch.setattr(reader._files, "cat_file", cat_file)
+    assert (len(reader.read_new()), reader.refused_files) == (10, 0)
+
+
+def test_files_being_written_are_not_looked_at(reader, put):
+    put("2026-03-04", ".x.partial")
+    put("2026-03-04", ".hidden.parquet")
+    assert (len(reader.read_new()), reader.refused_files) == (0, 0)
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def junk(path: Path) -> None:
+    path.write_bytes(b"no Parquet at all")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def foreign(path: Path) -> None:
+    pyarrow.parquet.write_table(pa.table({"id": ["a"], "price": [1.0]}), path)
+
+
+def mistyped(path: Path) -> None:
+    table = pyarrow.parquet.read_table(path)
+    place = table.schema.get_field_index("confidence")
+    strings = pa.array(["sure"] * len(table))
+    pyarrow.parquet.write_table(table.set_column(place, "confidence", strings), path)
+
+
+def holed(path: Path) -> None:
+    table = pyarrow.parquet.read_table(path)
+    place = table.schema.get_field_index("perceptual_hash")
+    values = pa.array([None] * len(table), pa.uint64())
+    pyarrow.parquet.write_table(table.set_column(place, "perceptual_hash", values), path)
+
+
+@pytest.mark.parametrize("damage", [torn, junk, empty, foreign, mistyped, holed])
+def test_what_holds_no_records_is_left_out_once(reader, put, damage, caplog):
+    damage(put("2026-03-04", "bad.parquet", seed=1))
+    put("2026-03-04", "good.parquet", seed=2)
+    assert len(reader.read_new()) == 10
+    assert len(reader.read_new()) == 0
+    assert reader.refused_files == 1
+    assert caplog.text.count("bad.parquet is left out") == 1
+
+
+def test_a_file_of_too_many_rows_is_left_out(reader, put, monkeypatch):
+    monkeypatch.setattr(record_reader, "LIMIT_FILE_ROWS", 9)
+    put("2026-03-04", "a.parquet")
+    assert (len(reader.read_new()), reader.refused_files) == (0, 1)

@@ -1,0 +1,117 @@
+"""What repeats is no evidence, no client crowds out others, and dependence is noticed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from monitoring.sampling import Arrival, Dependence, Sampler, block_correlation
+
+
+def sampler(**changes) -> Sampler:
+    options = {"window_images": 50, "near_bits": 2, "client_images": 10, "client_seconds": 60.0}
+    return Sampler(**(options | changes))
+
+
+def arrivals(count: int, seed: int = 0, client: str = "anna", seconds: float = 0.0):
+    rng = np.random.default_rng(seed)
+    return [
+        Arrival(seconds, rng.bytes(32).hex(), int.from_bytes(rng.bytes(8)), client)
+        for _ in range(count)
+    ]
+
+
+def test_an_image_sent_three_times_counts_once():
+    images = arrivals(200)
+    tripled = [image for image in images for _ in range(3)]
+    its = sampler()
+    assert sum(map(its.takes, tripled)) == 200
+    assert its.repeated_share == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_near_is_what_differs_in_few_bits():
+    image = arrivals(1)[0]
+    near, far = (
+        Arrival(0.0, f"{bits}", image.perceptual_hash ^ bits, "anna") for bits in (0b11, 0b111)
+    )
+    assert list(map(sampler().takes, [image, near])) == [True, False]
+    assert list(map(sampler().takes, [image, far])) == [True, True]
+
+
+def test_with_minus_one_only_equal_bytes_repeat():
+    image = arrivals(1)[0]
+    alike = Arrival(0.0, "other bytes", image.perceptual_hash, "anna")
+    assert list(map(sampler(near_bits=-1).takes, [image, alike, image])) == [True, True, False]
+
+
+def test_what_lies_further_back_than_the_window_is_forgotten():
+    images = arrivals(51)
+    its = sampler(window_images=50)
+    assert all(map(its.takes, images))
+    assert its.takes(images[0])
+    assert not its.takes(images[-1])
+
+
+def test_a_client_has_its_share_where_there_are_several():
+    its = sampler(client_images=10)
+    mixed = [
+        image
+        for pair in zip(arrivals(60, 1, "loud"), arrivals(60, 2, "quiet"), strict=True)
+        for image in pair
+    ]
+    taken = [image.client for image in mixed if its.takes(image)]
+    assert {name: taken.count(name) for name in ("loud", "quiet")} == {"loud": 10, "quiet": 10}
+
+
+def test_a_lone_client_is_not_held_back():
+    assert sum(map(sampler(client_images=10).takes, arrivals(60))) == 60
+
+
+def test_the_share_is_one_of_an_interval():
+    its = sampler(client_images=5, client_seconds=60.0)
+    for start in (0.0, 60.0, 120.0):
+        two = [arrivals(1, int(start) + 1, "b", start), arrivals(20, int(start), "a", start)]
+        taken = sum(map(its.takes, [image for group in two for image in group]))
+        assert taken == 6
+
+
+def test_a_sampler_goes_on_from_its_state():
+    images = [image for image in arrivals(90) for _ in range(2)]
+    one, other = sampler(), sampler()
+    for image in images[:100]:
+        one.takes(image)
+    other.restore(json.loads(json.dumps(one.to_state())))
+    assert list(map(one.takes, images[100:])) == list(map(other.takes, images[100:]))
+    assert one.repeated_share == other.repeated_share
+
+
+def test_a_state_of_another_window_is_refused():
+    with pytest.raises(ValueError, match="window was 50 images and is set to 20"):
+        sampler(window_images=20).restore(sampler().to_state())
+
+
+def test_runs_of_like_images_are_dependence_and_a_change_is_not():
+    rng = np.random.default_rng(0)
+    independent = rng.random((400, 7))
+    assert block_correlation(independent) < 0.2
+    assert block_correlation(np.repeat(independent[:134], 3, axis=0)[:400]) > 0.5
+    turns = np.concatenate([np.tile(rng.random((5, 7)), (4, 1)) for _ in range(20)])
+    assert block_correlation(turns) > 0.5  # five cameras, four times each
+    changed = independent.copy()
+    changed[207:] *= 0.01  # every p-value small from here on
+    assert block_correlation(changed) < 0.25
+
+
+def test_dependence_forgets_what_is_old():
+    its = Dependence(100)
+    assert its.correlation is None
+    rng = np.random.default_rng(0)
+    for value in np.repeat(rng.random(40), 3):
+        its.add([float(value)])
+    assert its.correlation > 0.5
+    for value in rng.random(100):
+        its.add([float(value)])
+    assert its.correlation < 0.5
+    assert its.images == 100
