@@ -16,7 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from training.loop import Callback, Trainer
+from training.callbacks import Callback
+from training.loop import Trainer
 
 _SMOOTHING = 0.95  # of the loss that is shown
 
@@ -57,7 +58,8 @@ class ProgressBar(Callback):
         loss = trainer.history.losses[-1]
         first = math.isnan(self._loss)
         self._loss = loss if first else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
-        self.progress.update(self._bar, advance=1, state=self._state(trainer))
+        done = trainer.step_number + 1  # more than steps seen, where a training was resumed
+        self.progress.update(self._bar, completed=done, state=self._state(trainer))
 
     def after_epoch(self, trainer: Trainer) -> None:
         """Show the new validation metric."""

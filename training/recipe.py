@@ -23,8 +23,9 @@ from model.network import (
     load_package_weights,
 )
 from model.store import ModelStore, check_name
+from training.fine_tuning import fine_tune, train_from_scratch
+from training.history import TrainingHistory
 from training.loading import NONE_OF_THEM, LoadedSplit, load
-from training.loop import TrainingHistory, fine_tune, train_from_scratch
 from training.packing import Rows, Trained, pack
 from training.progress import DecodingBar, ProgressBar
 from training.settings import TrainingSettings

@@ -8,7 +8,17 @@ from typing import Any, Literal
 from model.errors import SettingsError
 from training.augment import Augmentation
 
-PrecisionName = Literal["auto", "fp32", "fp32 channels_last", "bf16", "bf16 channels_last"]
+PrecisionName = Literal[
+    "auto",
+    "fp32",
+    "fp32 channels_last",
+    "bf16",
+    "bf16 channels_last",
+    "fp16",
+    "fp16 channels_last",
+]
+SamplingName = Literal["shuffled", "balanced"]
+ClassWeightsName = Literal["none", "balanced"]
 OptimizerName = Literal["sgd", "adamw"]
 
 
@@ -31,6 +41,13 @@ class TrainingSettings:
     shift_share: float = 0.036  # of the side; 1 px at 28
     erase_probability: float = 0.0
     freeze_batch_norm: bool = False  # keep running statistics, for fine-tuning
+    sampling: SamplingName = "shuffled"  # balanced: draw rare classes as often as frequent ones
+    class_weights: ClassWeightsName = "none"  # balanced: mistakes on rare classes cost more
+    accumulate_batches: int = 1  # batches per step of the optimizer
+    clip_gradient_norm: float | None = None  # bound on the length of all gradients together
+    average_decay: float | None = None  # of a moving average of the weights, which is then kept
+    compile: bool = False  # torch.compile: slow to start, faster after it
+    deterministic: bool = False  # only algorithms that give the same bits each time
     precision: PrecisionName = "auto"  # auto: time a few batches of each, keep the fastest
     device: str = "auto"  # auto: cuda where there is one, else cpu
     seed: int = 0
@@ -42,6 +59,15 @@ class TrainingSettings:
         for name in ("warmup_share", "label_smoothing", "shift_share", "erase_probability"):
             value = getattr(self, name)
             _require(name, value, 0 <= value <= 1, "between 0 and 1")
+        _require(
+            "accumulate_batches", self.accumulate_batches, self.accumulate_batches >= 1, "1 or more"
+        )
+        if self.clip_gradient_norm is not None:
+            bound = self.clip_gradient_norm
+            _require("clip_gradient_norm", bound, bound > 0, "more than 0")
+        if self.average_decay is not None:
+            decay = self.average_decay
+            _require("average_decay", decay, 0 < decay < 1, "between 0 and 1")
         _require("epochs", self.epochs, self.epochs >= 0, "0 or more")
         _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         if self.body_learning_rate is not None:

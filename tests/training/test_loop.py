@@ -16,20 +16,17 @@ from torch.nn import functional
 
 from model.errors import DataError, SettingsError, TrainingError
 from model.network import Network, create_network, default_input_spec
-from training.loop import (
-    PRECISIONS,
-    Arrays,
-    Callback,
+from training.callbacks import Callback
+from training.fine_tuning import (
     LinearHead,
-    Trainer,
     fine_tune,
     fit_head,
     layer_groups,
-    loss_for,
-    metric,
-    predict_all,
     train_from_scratch,
 )
+from training.loop import Arrays, Trainer, predict_all
+from training.loss import loss_for, metric
+from training.precision import PRECISIONS
 from training.progress import ProgressBar
 from training.settings import TrainingSettings
 

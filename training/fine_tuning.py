@@ -1,0 +1,189 @@
+"""The two recipes on the loop: from scratch, and from pretrained weights, simple first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.decision import Task
+from model.errors import SettingsError
+from model.network import Network
+from training.callbacks import Callback
+from training.history import TrainingHistory
+from training.loop import Arrays, Samples, Trainer, pick_device, predict_all
+from training.loss import Floats, Targets
+from training.schedule import discriminative_rates
+from training.settings import TrainingSettings
+
+_BODY_GROUPS = 2  # layer groups below the head that get rates of their own
+_HEAD_EPOCHS = 40
+_HEAD_RATE = 3e-3
+_HEAD_WEIGHT_DECAY = 0.05
+
+
+class LinearHead(nn.Module):
+    """A linear classifier on features that stay as they are."""
+
+    def __init__(self, feature_count: int, class_count: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(feature_count, class_count)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits N x C and the features N x D themselves."""
+        return self.linear(features), features
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A linear head for raw features: logits = features @ weight.T + bias."""
+
+    weight: Tensor  # C x D
+    bias: Tensor  # C
+    history: TrainingHistory
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """Outcome of `fine_tune`: both candidates, and which of them the network now is."""
+
+    head_history: TrainingHistory
+    body_history: TrainingHistory | None  # None when no epochs were asked for
+    kept: str  # "linear head" or "fine-tuned"
+
+    @property
+    def history(self) -> TrainingHistory:
+        """Of the one that was kept."""
+        fine_tuned = self.kept == "fine-tuned" and self.body_history is not None
+        return self.body_history if fine_tuned and self.body_history else self.head_history
+
+
+def train_from_scratch(
+    network: Network,
+    fit: Samples,
+    validation: Samples,
+    settings: TrainingSettings,
+    task: Task,
+    callbacks: Sequence[Callback] = (),
+) -> TrainingHistory:
+    """One cycle over the whole network. Raises `TrainingError`, `SettingsError` on no epochs."""
+    if settings.epochs == 0:
+        raise SettingsError("epochs is 0; training from scratch needs at least 1")
+    return Trainer(network, fit, validation, settings, task, callbacks=callbacks).fit()
+
+
+def fit_head(
+    features: Floats,
+    targets: Targets,
+    validation_features: Floats,
+    validation_targets: Targets,
+    *,
+    class_count: int,
+    task: Task,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+) -> FittedHead:
+    """Train a linear head on frozen features N x D: simple first, and done in seconds.
+
+    Features are standardised for training and the scales folded into the weights after it.
+    """
+    mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
+    settings = TrainingSettings(
+        epochs=_HEAD_EPOCHS,
+        batch_size=min(256, max(8, len(features) // 16)),
+        learning_rate=_HEAD_RATE,
+        optimizer="adamw",
+        weight_decay=_HEAD_WEIGHT_DECAY,
+        label_smoothing=0.0,
+        precision="fp32",
+        seed=seed,
+    )
+    head = LinearHead(features.shape[1], class_count)
+    history = Trainer(
+        head,
+        Arrays((features - mean) / scale, targets),
+        Arrays((validation_features - mean) / scale, validation_targets),
+        settings,
+        task,
+        callbacks=callbacks,
+    ).fit()
+    weight = head.linear.weight.detach().cpu() / torch.from_numpy(scale)
+    bias = head.linear.bias.detach().cpu() - weight @ torch.from_numpy(mean)
+    return FittedHead(weight, bias, history)
+
+
+def fine_tune(
+    network: Network,
+    fit: Samples,
+    validation: Samples,
+    settings: TrainingSettings,
+    task: Task,
+    callbacks: Sequence[Callback] = (),
+) -> FineTuned:
+    """Fit the head on frozen features, then train all layers; keep the better on validation.
+
+    Batch norm statistics stay frozen. The body's rates climb from
+    `settings.body_learning_rate` (a hundredth of the head's where it is None) to the head's.
+    """
+    network.to(pick_device(settings.device))
+    head = _fit_head_of(network, fit, validation, settings, task, callbacks)
+    if settings.epochs == 0:
+        return FineTuned(head.history, None, "linear head")
+    frozen = copy.deepcopy(network.state_dict())
+    lowest = settings.body_learning_rate or settings.learning_rate / 100
+    trainer = Trainer(
+        network,
+        fit,
+        validation,
+        replace(settings, freeze_batch_norm=True),
+        task,
+        callbacks=callbacks,
+        groups=layer_groups(network, lowest, settings.learning_rate),
+    )
+    history = trainer.fit()
+    if history.metric > head.history.metric:
+        return FineTuned(head.history, history, "fine-tuned")
+    network.load_state_dict(frozen)
+    return FineTuned(head.history, history, "linear head")
+
+
+def layer_groups(network: Network, lowest: float, highest: float) -> list[dict[str, Any]]:
+    """The body's first and second half and the head, as optimizer groups with peak rates."""
+    body = network.body_parameters()
+    middle = len(body) // _BODY_GROUPS
+    parts = [body[:middle], body[middle:], network.head_parameters()]
+    rates = discriminative_rates(lowest, highest, len(parts))
+    return [{"params": part, "peak": rate} for part, rate in zip(parts, rates, strict=True)]
+
+
+def _fit_head_of(
+    network: Network,
+    fit: Samples,
+    validation: Samples,
+    settings: TrainingSettings,
+    task: Task,
+    callbacks: Sequence[Callback],
+) -> FittedHead:
+    """Embed both splits once, fit the head on that, and put it into the network."""
+    _, features = predict_all(network, fit.images)
+    _, validation_features = predict_all(network, validation.images)
+    head = fit_head(
+        features,
+        fit.targets,
+        validation_features,
+        validation.targets,
+        class_count=network.head.out_features,
+        task=task,
+        seed=settings.seed,
+        callbacks=callbacks,
+    )
+    with torch.no_grad():
+        network.head.weight.copy_(head.weight)
+        network.head.bias.copy_(head.bias)
+    return head
