@@ -19,7 +19,9 @@ import click
 from model.errors import BundleError, PlumblineError, SettingsError
 from model.settings import PREFIX, ModelSettings, read_settings, refuse_unknown
 from monitoring.settings import MonitoringSettings
+from plumbline.lr_find_command import lr_find
 from plumbline.settings import ClientSettings
+from plumbline.training_options import take_knobs, training_options
 from service.settings import ServiceSettings
 
 # What a command needs it imports itself: a second or two less for those that need little.
@@ -140,6 +142,20 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
 )
 @click.option("--promote", is_flag=True, help="Make the new version champion.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, no progress.")
+@click.option(
+    "--resume", is_flag=True, help="Go on from the checkpoint of an interrupted training."
+)
+@click.option(
+    "--keep-fine-tuned",
+    is_flag=True,
+    help="Keep the fine-tuned network also where the linear head is better on validation.",
+)
+@click.option(
+    "--retrain-to-overfit-point",
+    is_flag=True,
+    help="Where validation loss turned, train anew with that many epochs.",
+)
+@training_options
 def train(
     learning_rate: tuple[float | None, float] | None,
     promote: bool,
@@ -151,7 +167,9 @@ def train(
 
     lowest, highest = learning_rate or (None, None)
     settings = read_settings(ServiceSettings)
+    knobs = take_knobs(options)
     request = TrainRequest(
+        knobs=knobs,
         learning_rate=highest,
         body_learning_rate=lowest,
         alpha=settings.alpha or DEFAULT_ALPHA,
@@ -489,3 +507,6 @@ def add_key(name: str, scopes: tuple[str, ...]) -> None:
         ) from error
     click.echo(key)
     _say(f"kept in {path}; in force with {PREFIX}API_KEYS_FILE={path} after a restart")
+
+
+main.add_command(lr_find)

@@ -72,6 +72,28 @@ def draw(chart: Chart) -> Markup:
     ).format(WIDTH, HEIGHT, chart.title, Markup("").join(parts))
 
 
+# Of the page that a chart stands in, for one that stands alone.
+_STYLE = """
+:root { color-scheme: light dark; --page: #fdfdfc; --ink: #111110; --soft: #55544f;
+        --rule: #e4e3dc; --axis: #c3c2b7; --one: #2a78d6; --two: #d9581f; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #1a1a19; --ink: #f7f7f4; --soft: #c0bfb6; --rule: #2d2d2a; --axis: #44443f;
+          --one: #5a9df0; --two: #ee8250; } }
+svg { background: var(--page); font: 12px system-ui, "DejaVu Sans", sans-serif; }
+text { fill: var(--soft); } .label { text-anchor: middle; }
+.grid { stroke: var(--rule); } .axis { stroke: var(--axis); }
+polyline { fill: none; stroke-width: 2; } .c1 { stroke: var(--one); } .c2 { stroke: var(--two); }
+.mark { stroke: var(--two); stroke-dasharray: 4 3; } .mark-label { fill: var(--ink); }
+"""
+
+
+def stand_alone(chart: Chart) -> str:
+    """The chart as an SVG document of its own, light or dark as its reader is."""
+    drawing = str(draw(chart))
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{2 * HEIGHT}" '
+    return drawing.replace("<svg ", start, 1).replace(">", f"><style>{_STYLE}</style>", 1) + "\n"
+
+
 def nice_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     """Round numbers from low to high, about so many of them.
 

@@ -20,6 +20,8 @@ from training.loss import Floats, Targets
 from training.schedule import discriminative_rates
 from training.settings import TrainingSettings
 
+LINEAR_HEAD_KEPT = "linear head"
+
 _BODY_GROUPS = 2  # layer groups below the head that get rates of their own
 _HEAD_EPOCHS = 40
 _HEAD_RATE = 3e-3
@@ -125,8 +127,14 @@ def fine_tune(
     settings: TrainingSettings,
     task: Task,
     callbacks: Sequence[Callback] = (),
+    *,
+    body_callbacks: Sequence[Callback] = (),
+    keep_fine_tuned: bool = False,
 ) -> FineTuned:
     """Fit the head on frozen features, then train all layers; keep the better on validation.
+
+    `body_callbacks` take part in the second training alone. `keep_fine_tuned` keeps its outcome
+    also where it is no better.
 
     Batch norm statistics stay frozen. The body's rates climb from
     `settings.body_learning_rate` (a hundredth of the head's where it is None) to the head's.
@@ -134,10 +142,27 @@ def fine_tune(
     network.to(pick_device(settings.device))
     head = _fit_head_of(network, fit, validation, settings, task, callbacks)
     if settings.epochs == 0:
-        return FineTuned(head.history, None, "linear head")
+        return FineTuned(head.history, None, LINEAR_HEAD_KEPT)
     frozen = copy.deepcopy(network.state_dict())
+    trainer = body_trainer(network, fit, validation, settings, task, [*callbacks, *body_callbacks])
+    history = trainer.fit()
+    if keep_fine_tuned or history.metric > head.history.metric:
+        return FineTuned(head.history, history, "fine-tuned")
+    network.load_state_dict(frozen)
+    return FineTuned(head.history, history, LINEAR_HEAD_KEPT)
+
+
+def body_trainer(
+    network: Network,
+    fit: Samples,
+    validation: Samples,
+    settings: TrainingSettings,
+    task: Task,
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
+    """Trains all layers at discriminative rates, batch norm statistics frozen."""
     lowest = settings.body_learning_rate or settings.learning_rate / 100
-    trainer = Trainer(
+    return Trainer(
         network,
         fit,
         validation,
@@ -146,11 +171,6 @@ def fine_tune(
         callbacks=callbacks,
         groups=layer_groups(network, lowest, settings.learning_rate),
     )
-    history = trainer.fit()
-    if history.metric > head.history.metric:
-        return FineTuned(head.history, history, "fine-tuned")
-    network.load_state_dict(frozen)
-    return FineTuned(head.history, history, "linear head")
 
 
 def layer_groups(network: Network, lowest: float, highest: float) -> list[dict[str, Any]]:

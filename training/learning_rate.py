@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.errors import TrainingError
 from model.network import Network
+from training.charts import Chart, Series, stand_alone
 from training.loop import Trainer
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0
@@ -80,6 +81,20 @@ def find_learning_rate(
     """
     with _untouched(trainer):
         return _sweep(trainer, lowest, highest, steps)
+
+
+def picture(sweep: Sweep, suggestions: Suggestions) -> str:
+    """The curve with its suggestions, as an SVG drawing of its own."""
+    marks = [(math.log10(rate), f"{name} {rate:.1e}") for name, rate in asdict(suggestions).items()]
+    chart = Chart(
+        title="Loss along rising learning rates",
+        x_label="learning rate, power of ten",
+        y_label="loss, smoothed",
+        series=[Series("loss", np.log10(sweep.rates), sweep.losses)],
+        y_range=(0.9 * float(sweep.losses.min()), 1.2 * float(sweep.losses[0])),
+        marks=marks,
+    )
+    return stand_alone(chart)
 
 
 def _sweep(trainer: Trainer, lowest: float, highest: float, steps: int) -> Sweep:

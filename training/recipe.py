@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,34 @@ from model.network import (
     load_package_weights,
 )
 from model.store import ModelStore, check_name
-from training.fine_tuning import fine_tune, train_from_scratch
+from training.baselines import (
+    CLASS_PRIOR,
+    LINEAR_HEAD,
+    LINEAR_ON_PIXELS,
+    class_prior,
+    linear_on_pixels,
+)
+from training.callbacks import Callback
+from training.checkpoint import Checkpoint, checkpoint_key, epochs_in
+from training.diagnosis import diagnose, turning_epoch
+from training.fine_tuning import (
+    LINEAR_HEAD_KEPT,
+    body_trainer,
+    fine_tune,
+    train_from_scratch,
+)
 from training.history import TrainingHistory
+from training.learning_rate import Sweep, find_learning_rate
 from training.loading import NONE_OF_THEM, LoadedSplit, load
+from training.loop import Trainer
+from training.loss import metric_name
 from training.packing import Rows, Trained, pack
 from training.progress import DecodingBar, ProgressBar
 from training.settings import TrainingSettings
 from training.sources import FASHION_MNIST, Source, open_source
 from training.splits import Split
+
+Say = Callable[[str], None]
 
 DEFAULT_ALPHA = 0.01
 TINY_SIDE_PIXELS = 64
@@ -66,17 +86,45 @@ class TrainRequest:
     delimiter: str = " "
     skip_bad: bool = False
     more: str | None = None  # CSV or Parquet of labelled images to add
+    knobs: Mapping[str, Any] = field(default_factory=dict)  # of TrainingSettings, by name
+    resume: bool = False  # go on from the checkpoint of an interrupted training
+    keep_fine_tuned: bool = False  # also where the linear head is better
+    retrain_to_overfit_point: bool = False
 
 
-def run_training(
+@dataclass(frozen=True)
+class Prepared:
+    """All that a training starts from."""
+
+    source: Source
+    architecture: str
+    weights: str | None
+    spec: InputSpec
+    splits: dict[Split, LoadedSplit]
+    settings: TrainingSettings
+    seed: int
+
+    def network(self, store: ModelStore) -> Network:
+        """A fresh network with its starting weights; equal each time."""
+        made = create_network(
+            self.architecture,
+            len(self.source.classes),
+            self.spec,
+            pretrained=self.weights == "timm",
+            seed=self.seed,
+        )
+        _fill_body(made, self.weights, store)
+        return made
+
+
+def prepare_training(
     request: TrainRequest,
     store: ModelStore,
     *,
     show_progress: bool = True,
-    say: Callable[[str], None] = lambda message: None,
-) -> Bundle:
-    """Train, pack and register. Raises a `PlumblineError`; nothing is then registered."""
-    check_name(request.name)
+    say: Say = lambda message: None,
+) -> Prepared:
+    """Open and decode the data, and choose what the request leaves open."""
     source = open_source(
         request.data,
         task=request.task,
@@ -88,45 +136,86 @@ def run_training(
     )
     say(f"{len(source)} images of {len(source.classes)} classes, {source.task}-label")
     architecture, weights = choose_architecture(request, source)
+    settings = _settings(request, pretrained=weights is not None)
+    if weights is None and settings.epochs == 0:
+        raise SettingsError("--epochs 0 trains the head alone, which needs pretrained --weights")
     spec = _input_spec(architecture, request.size)
-    network = create_network(
-        architecture, len(source.classes), spec, pretrained=weights == "timm", seed=request.seed
-    )
-    _fill_body(network, weights, store)
     with DecodingBar(enabled=show_progress) as decoding:
         splits = load(source, spec, store.home / "cache", progress=decoding)
     source.notes.extend(_unlabelled_note(request, source, splits))
-    settings = _settings(request, pretrained=weights is not None)
+    return Prepared(source, architecture, weights, spec, splits, settings, request.seed)
+
+
+def run_training(
+    request: TrainRequest,
+    store: ModelStore,
+    *,
+    show_progress: bool = True,
+    say: Say = lambda message: None,
+) -> Bundle:
+    """Train, pack and register. Raises a `PlumblineError`; nothing is then registered."""
+    check_name(request.name)
+    prepared = prepare_training(request, store, show_progress=show_progress, say=say)
     bar = ProgressBar("training", enabled=show_progress)
-    history, kept = _train(network, splits, settings, source.task, weights is not None, [bar])
-    quality = f"validation {history.metric_name} {history.metric:.4f}"
-    say(f"kept: {kept}; trained in {history.precision}: {quality}")
+    outcome = _train(prepared, request, store, [bar], say)
+    source, splits, history = prepared.source, prepared.splits, outcome.history
+    say(
+        f"kept: {outcome.kept}; trained in {history.precision}:"
+        f" validation {history.metric_name} {history.metric:.4f}"
+    )
+    sentences = diagnose(history, outcome.baselines)
+    for sentence in sentences:
+        say(sentence)
     trained = Trained(
         name=request.name,
         task=source.task,
         none_allowed=source.task == "multi" or request.none_allowed,
         classes=tuple(source.classes),
-        architecture=architecture,
-        network=network,
-        input=spec,
+        architecture=prepared.architecture,
+        network=outcome.network,
+        input=prepared.spec,
         **{split.value: _rows(splits[split]) for split in Split},
         data=_summary(request, source, splits),
         settings={
-            **_settings_of_kept(settings, history, kept).as_dict(),
-            "weights": weights or "none",
-            "kept": kept,
+            **_settings_of_kept(outcome).as_dict(),
+            "weights": prepared.weights or "none",
+            "kept": outcome.kept,
             "precision": history.precision,
+            "baselines": outcome.baselines,
             "delimiter": request.delimiter,
             "skip_bad": request.skip_bad,
             "more": None if request.more is None else _place(request.more),
         },
-        curves=_curves(history, len(splits[Split.FIT].targets), settings),
+        curves={**_curves(history), "diagnosis": sentences},
         alpha=request.alpha,
         seed=request.seed,
     )
     bundle = pack(trained, store, say)
+    outcome.checkpoint.unlink(missing_ok=True)
     say(bundle.manifest.outlier.statement)
     return bundle
+
+
+def sweep_learning_rate(
+    request: TrainRequest,
+    store: ModelStore,
+    *,
+    lowest: float,
+    highest: float,
+    steps: int,
+    show_progress: bool = True,
+) -> Sweep:
+    """The sweep of `plumbline lr-find`, on the network that `run_training` would train."""
+    prepared = prepare_training(request, store, show_progress=show_progress)
+    network, settings = prepared.network(store), prepared.settings
+    data = prepared.splits[Split.FIT], prepared.splits[Split.VALIDATION]
+    task = prepared.source.task
+    if prepared.weights is None:
+        trainer = Trainer(network, *data, settings, task)
+    else:
+        fine_tune(network, *data, replace(settings, epochs=0), task)
+        trainer = body_trainer(network, *data, settings, task)
+    return find_learning_rate(trainer, lowest=lowest, highest=highest, steps=steps)
 
 
 def choose_architecture(request: TrainRequest, source: Source) -> tuple[str, str | None]:
@@ -172,35 +261,108 @@ def _settings(request: TrainRequest, *, pretrained: bool) -> TrainingSettings:
         for name in ("epochs", "learning_rate", "body_learning_rate", "batch_size", "seed")
         if (value := getattr(request, name)) is not None
     }
-    return replace(base, **given)
+    return replace(base, **given, **request.knobs)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    network: Network
+    history: TrainingHistory
+    kept: str  # of `FineTuned`, or all layers
+    settings: TrainingSettings
+    baselines: dict[str, float]  # validation metrics of simpler models
+    checkpoint: Path
 
 
 def _train(
-    network: Network,
-    splits: dict[Split, LoadedSplit],
+    prepared: Prepared,
+    request: TrainRequest,
+    store: ModelStore,
+    callbacks: Sequence[Callback],
+    say: Say,
+) -> _Outcome:
+    """Train; anew with fewer epochs where validation loss turned and that was asked for."""
+    baselines = _baselines(prepared, say)
+    outcome = _train_once(prepared, prepared.settings, request, store, callbacks, say)
+    turned = turning_epoch(outcome.history)
+    if request.retrain_to_overfit_point and turned and outcome.kept != LINEAR_HEAD_KEPT:
+        say(f"validation loss turned after epoch {turned}: training anew with that many")
+        settings = replace(prepared.settings, epochs=turned)
+        outcome = _train_once(prepared, settings, request, store, callbacks, say)
+    return replace(outcome, baselines={**baselines, **outcome.baselines})
+
+
+def _baselines(prepared: Prepared, say: Say) -> dict[str, float]:
+    """What the network has to beat: told before it is trained."""
+    fit, validation = (prepared.splits[its] for its in (Split.FIT, Split.VALIDATION))
+    task = prepared.source.task
+    found = {CLASS_PRIOR: class_prior(fit, validation, task)}
+    if prepared.weights is None:
+        found[LINEAR_ON_PIXELS] = linear_on_pixels(fit, validation, task, prepared.seed)
+    told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    say(f"simple first, validation {metric_name(task)}: {told}")
+    return found
+
+
+def _train_once(
+    prepared: Prepared,
     settings: TrainingSettings,
-    task: Task,
-    pretrained: bool,
-    callbacks: Sequence[ProgressBar],
-) -> tuple[TrainingHistory, str]:
-    fit, validation = splits[Split.FIT], splits[Split.VALIDATION]
-    if not pretrained and settings.epochs == 0:
-        raise SettingsError("--epochs 0 trains the head alone, which needs pretrained --weights")
-    if not pretrained:
-        history = train_from_scratch(network, fit, validation, settings, task, callbacks)
-        return history, "all layers, from scratch"
-    tuned = fine_tune(network, fit, validation, settings, task, callbacks)
-    return tuned.history, tuned.kept
+    request: TrainRequest,
+    store: ModelStore,
+    callbacks: Sequence[Callback],
+    say: Say,
+) -> _Outcome:
+    network = prepared.network(store)
+    data = prepared.splits[Split.FIT], prepared.splits[Split.VALIDATION]
+    task = prepared.source.task
+    saving = _checkpoint(prepared, settings, request, store, say)
+    if prepared.weights is None:
+        history = train_from_scratch(network, *data, settings, task, [*callbacks, saving])
+        kept = "all layers, from scratch"
+        return _Outcome(network, history, kept, settings, {}, saving.path)
+    tuned = fine_tune(
+        network,
+        *data,
+        settings,
+        task,
+        callbacks,
+        body_callbacks=[saving],
+        keep_fine_tuned=request.keep_fine_tuned,
+    )
+    # The linear head is no baseline of itself.
+    simple = {LINEAR_HEAD: tuned.head_history.metric} if tuned.kept != LINEAR_HEAD_KEPT else {}
+    return _Outcome(network, tuned.history, tuned.kept, settings, simple, saving.path)
 
 
-def _settings_of_kept(
-    settings: TrainingSettings, history: TrainingHistory, kept: str
-) -> TrainingSettings:
+def _checkpoint(
+    prepared: Prepared,
+    settings: TrainingSettings,
+    request: TrainRequest,
+    store: ModelStore,
+    say: Say,
+) -> Checkpoint:
+    """After every epoch below the home folder; gone when the version is registered."""
+    path = store.home / "checkpoints" / f"{request.name}.safetensors"
+    parts = (prepared.architecture, prepared.weights, prepared.spec, prepared.source.task)
+    key = checkpoint_key(prepared.source.fingerprint, *parts, sorted(settings.as_dict().items()))
+    done = epochs_in(path, key)
+    if done and not request.resume:
+        say(
+            f"an interrupted training like this one reached epoch {done} of {settings.epochs};"
+            " this one starts anew (--resume would go on from there)"
+        )
+    if request.resume and not done:
+        say("there is no interrupted training like this one to resume: starting anew")
+    return Checkpoint(path, key, resume=request.resume and done > 0, say=say)
+
+
+def _settings_of_kept(outcome: _Outcome) -> TrainingSettings:
     """What the model that was kept was trained with, which may be the linear head's."""
-    if kept == "linear head":
+    settings, history = outcome.settings, outcome.history
+    if outcome.kept == LINEAR_HEAD_KEPT:
         rate = float(f"{max(history.learning_rates):.3g}")
         return replace(settings, epochs=len(history.epochs), learning_rate=rate, optimizer="adamw")
-    if kept == "fine-tuned":
+    if outcome.kept == "fine-tuned":
         lowest = settings.body_learning_rate or settings.learning_rate / 100
         return replace(settings, body_learning_rate=lowest, freeze_batch_norm=True)
     return settings
@@ -239,7 +401,7 @@ def _place(data: str) -> str:
     return data if data == FASHION_MNIST else str(Path(data).absolute())
 
 
-def _curves(history: TrainingHistory, rows: int, settings: TrainingSettings) -> dict[str, Any]:
+def _curves(history: TrainingHistory) -> dict[str, Any]:
     """The learning curves, as the report wants them."""
     steps = max(1, round(len(history.losses) / max(1, len(history.epochs))))
     return {

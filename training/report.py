@@ -100,7 +100,7 @@ class ReportData:
     `metrics` and `validation_metrics` are those of `training.metrics.evaluate`; `metrics` is None
     when there is no test split. `counts` {split: {class: rows}} (multi: rows carrying the label),
     `split_sizes` {split: rows}. `step_losses` and `learning_rates` one figure a step. An empty
-    `verdict` is written from the figures.
+    `verdict` is written from the figures; `diagnosis` are sentences on the curves.
     """
 
     name: str
@@ -121,6 +121,7 @@ class ReportData:
     learning_rates: Sequence[float] | Array = ()
     epochs: Sequence[Epoch] = ()
     metric_name: str = "metric"
+    diagnosis: Sequence[str] = ()
     calibration: Calibration | None = None
     reliability_before: Reliability | None = None
     reliability_after: Reliability | None = None

@@ -25,7 +25,7 @@ from training.fine_tuning import (
     train_from_scratch,
 )
 from training.loop import Arrays, Trainer, predict_all
-from training.loss import loss_for, metric
+from training.loss import class_weights, loss_for, metric, row_weights
 from training.precision import PRECISIONS
 from training.progress import ProgressBar
 from training.settings import TrainingSettings
@@ -357,3 +357,126 @@ def test_training_from_scratch_needs_an_epoch() -> None:
 def test_settings_refuse_a_body_rate_above_the_head_rate() -> None:
     with pytest.raises(SettingsError, match="at most the learning rate of the head"):
         replace(QUICK, learning_rate=0.01, body_learning_rate=0.1)
+
+
+def test_batches_that_share_a_step_learn_as_one_batch_of_their_size() -> None:
+    settings = replace(QUICK, optimizer="sgd", learning_rate=0.05, freeze_batch_norm=True)
+    data = stripes(64)
+    whole = Trainer(network(), data, data, settings, "single")
+    parts = Trainer(
+        network(), data, data, replace(settings, batch_size=4, accumulate_batches=4), "single"
+    )
+    # One cycle counts batches: a rate that stays makes the two alike.
+    for trainer in (whole, parts):
+        trainer.callbacks = [one for one in trainer.callbacks if type(one).__name__ != "OneCycle"]
+        trainer.fit()
+    for name, tensor in whole.network.state_dict().items():
+        torch.testing.assert_close(tensor, parts.network.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_of_fewer_batches_at_the_end_of_an_epoch_weighs_them_alike() -> None:
+    settings = replace(QUICK, batch_size=16, accumulate_batches=3)
+    trainer = Trainer(network(), stripes(80), stripes(16), settings, "single")
+    assert [trainer.batches_of_step(number) for number in range(5)] == [3, 3, 3, 2, 2]
+    assert [trainer.ends_step(number) for number in range(5)] == [0, 0, 1, 0, 1]
+
+
+def test_gradients_are_clipped_to_the_bound() -> None:
+    lengths = []
+
+    class Measure(Callback):
+        order = 51  # right after ClipGradients
+
+        def before_step(self, trainer: Trainer) -> None:
+            gradients = [its.grad.norm() for its in trainer.network.parameters()]  # type: ignore[union-attr]
+            lengths.append(torch.stack(gradients).norm().item())
+
+    data = stripes(32)
+    for bound in (None, 0.01):
+        settings = replace(QUICK, epochs=1, clip_gradient_norm=bound)
+        Trainer(network(), data, data, settings, "single", callbacks=[Measure()]).fit()
+    assert min(lengths[:2]) > 0.1
+    assert max(lengths[2:]) <= 0.0101
+
+
+def test_the_average_of_the_weights_is_validated_and_kept() -> None:
+    seen = []
+
+    class Look(Callback):
+        def after_batch(self, trainer: Trainer) -> None:
+            seen.append(trainer.network.head.weight.detach().clone())  # type: ignore[union-attr,operator]
+
+    data = stripes(64)
+    settings = replace(QUICK, average_decay=0.9)
+    trainer = Trainer(network(), data, data, settings, "single", callbacks=[Look()])
+    history = trainer.fit()
+    expected = seen[0]
+    for step, weight in enumerate(seen[1:], start=1):
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(trainer.network.state_dict()["head.weight"], expected)
+    logits, _ = predict_all(trainer.network, data.images)
+    assert history.metric == metric(logits, data.targets, "single")
+
+
+def test_balanced_sampling_draws_rare_classes_as_often_as_frequent_ones() -> None:
+    data = stripes(400)
+    targets = np.where(np.arange(400) < 20, 1, 0)
+    settings = replace(QUICK, sampling="balanced")
+    trainer = Trainer(network(), Arrays(data.images, targets), data, settings, "single")
+    assert targets[trainer.order(1)].mean() == pytest.approx(0.5, abs=0.1)
+    assert (trainer.order(1) == trainer.order(1)).all()
+    assert (trainer.order(1) != trainer.order(2)).any()
+
+
+def test_balanced_sampling_goes_by_the_rarest_of_several_labels() -> None:
+    rare_and_frequent, frequent, none = [1, 1], [0, 1], [0, 0]
+    weights = row_weights(np.array([rare_and_frequent] + [frequent] * 7 + [none] * 2))
+    assert weights[0] == pytest.approx(8 * weights[1])
+    assert weights[8] == pytest.approx(4 * weights[1])
+
+
+def test_class_weights_make_mistakes_on_rare_classes_dearer() -> None:
+    single = class_weights(np.array([0] * 90 + [1] * 10))
+    assert single.tolist() == pytest.approx([100 / 180, 5.0])
+    several = class_weights(np.array([[1, 0]] * 50 + [[0, 1]] + [[0, 0]] * 49))
+    assert several.tolist() == pytest.approx([1.0, 20.0])
+    logits = torch.zeros(2, 2)
+    weighted = loss_for("single", 0.0, torch.from_numpy(single))
+    both = [weighted(logits[:1], torch.tensor([its])).item() for its in (0, 1)]
+    assert both[0] == both[1]  # the mean is weighted too, so that only mixtures differ
+    mixed = weighted(torch.tensor([[5.0, 0.0], [5.0, 0.0]]), torch.tensor([0, 1])).item()
+    plain = loss_for("single", 0.0)(torch.tensor([[5.0, 0.0], [5.0, 0.0]]), torch.tensor([0, 1]))
+    assert mixed > 1.5 * plain.item()
+
+
+def test_deterministic_mode_holds_inside_alone() -> None:
+    inside = []
+
+    class Look(Callback):
+        def after_batch(self, trainer: Trainer) -> None:
+            inside.append(torch.are_deterministic_algorithms_enabled())
+
+    data = stripes(32)
+    settings = replace(QUICK, epochs=1, deterministic=True)
+    Trainer(network(), data, data, settings, "single", callbacks=[Look()]).fit()
+    assert inside == [True, True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_out_of_memory_says_which_batch_size_to_try() -> None:
+    class Burst(Callback):
+        def after_backward(self, trainer: Trainer) -> None:
+            torch.empty(2**60, dtype=torch.uint8)
+
+    data = stripes(32)
+    with pytest.raises(TrainingError, match="--batch-size 8, with --accumulate-batches 2"):
+        Trainer(network(), data, data, QUICK, "single", callbacks=[Burst()]).fit()
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same() -> None:
+    data = stripes(64)
+    plain = Trainer(network(), data, data, QUICK, "single").fit()
+    compiled = Trainer(network(), data, data, replace(QUICK, compile=True), "single").fit()
+    assert compiled.losses == pytest.approx(plain.losses, rel=0.02)

@@ -1,0 +1,65 @@
+"""`plumbline lr-find`: the learning rate to train with, read from a sweep."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from model.settings import ModelSettings, read_settings
+from plumbline.training_options import take_knobs, training_options
+
+
+@click.command("lr-find")
+@click.option("--data", required=True, help="As for train.")
+@click.option("--task", type=click.Choice(["single", "multi"]), help="Default: by the labels.")
+@click.option("--architecture", help="As for train.")
+@click.option("--weights", help="As for train.")
+@click.option("--size", type=click.IntRange(8, 4096), help="Side of the input in pixels.")
+@click.option("--batch-size", type=click.IntRange(1))
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--delimiter", default=" ", help="Parts the labels in a CSV. Default: a space.")
+@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
+@click.option("--lowest", type=click.FloatRange(0, min_open=True), default=1e-7, show_default=True)
+@click.option("--highest", type=click.FloatRange(0, min_open=True), default=10, show_default=True)
+@click.option("--steps", type=click.IntRange(30, 10_000), default=100, show_default=True)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the picture, an SVG."
+)
+@click.option("--json", "as_json", is_flag=True)
+@training_options
+def lr_find(
+    lowest: float, highest: float, steps: int, out: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Sweep the learning rate upwards, and suggest one.
+
+    With pretrained weights a linear head is fitted first, as train does, and the sweep is that
+    of all layers together.
+    """
+    from model.errors import SettingsError
+    from model.store import ModelStore
+    from training.learning_rate import picture
+    from training.recipe import TrainRequest, sweep_learning_rate
+
+    if lowest >= highest:
+        raise SettingsError(f"--lowest {lowest} must be under --highest {highest}")
+    knobs = take_knobs(options)
+    store = ModelStore(read_settings(ModelSettings))
+    request = TrainRequest(name="lr-find", knobs=knobs, **options)
+    sweep = sweep_learning_rate(
+        request, store, lowest=lowest, highest=highest, steps=steps, show_progress=not as_json
+    )
+    suggestions = sweep.suggest()
+    if out is not None:
+        out.write_text(picture(sweep, suggestions), encoding="utf-8")
+    if as_json:
+        rates, losses = sweep.rates.tolist(), sweep.losses.tolist()
+        content = {"suggestions": asdict(suggestions), "rates": rates, "losses": losses}
+        click.echo(json.dumps(content, indent=1))
+        return
+    for name, rate in asdict(suggestions).items():
+        click.echo(f"{name:8} {rate:.1e}")
+    click.echo(f"start with --learning-rate {suggestions.valley:.1e}", err=True)

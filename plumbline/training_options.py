@@ -1,0 +1,73 @@
+"""Options of the training loop, shared by the commands that train; each is a field of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_LAYOUTS = ("", " channels_last")
+
+
+def _precision_names() -> list[str]:
+    return ["auto", *(name + layout for name in _PRECISIONS[1:] for layout in _LAYOUTS)]
+
+
+_SHARE = click.FloatRange(0, 1)
+_OPTIONS = {
+    "optimizer": click.option("--optimizer", type=click.Choice(["sgd", "adamw"])),
+    "weight_decay": click.option("--weight-decay", type=click.FloatRange(0)),
+    "label_smoothing": click.option("--label-smoothing", type=_SHARE, help="Single-label alone."),
+    "flip": click.option("--flip/--no-flip", default=None, help="Mirror images left to right."),
+    "erase_probability": click.option(
+        "--erase", "erase_probability", type=_SHARE, help="Chance of a random rectangle of noise."
+    ),
+    "sampling": click.option(
+        "--sampling",
+        type=click.Choice(["shuffled", "balanced"]),
+        help="balanced: rare classes are drawn as often as frequent ones.",
+    ),
+    "class_weights": click.option(
+        "--class-weights",
+        type=click.Choice(["none", "balanced"]),
+        help="balanced: mistakes on rare classes cost more.",
+    ),
+    "accumulate_batches": click.option(
+        "--accumulate-batches", type=click.IntRange(1), help="Batches per step of the optimizer."
+    ),
+    "clip_gradient_norm": click.option(
+        "--clip-gradient-norm", type=click.FloatRange(0, min_open=True)
+    ),
+    "average_decay": click.option(
+        "--average-decay",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Keep a moving average of the weights, for example 0.99.",
+    ),
+    "precision": click.option(
+        "--precision", type=click.Choice(_precision_names()), help="Default: timed at the start."
+    ),
+    "device": click.option("--device", help="cpu, cuda, cuda:1. Default: cuda where there is one."),
+    "compile": click.option("--compile/--no-compile", default=None, help="torch.compile."),
+    "deterministic": click.option(
+        "--deterministic/--no-deterministic",
+        default=None,
+        help="Only algorithms that give the same bits each time.",
+    ),
+}
+
+
+def training_options(command: Command) -> Command:
+    """Add every option of the loop to a command."""
+    for option in reversed(_OPTIONS.values()):
+        command = option(command)
+    return command
+
+
+def take_knobs(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the loop's options from those of a command; those that were given, by field."""
+    taken = {name: options.pop(name) for name in _OPTIONS}
+    return {name: value for name, value in taken.items() if value is not None}

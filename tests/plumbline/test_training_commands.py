@@ -1,0 +1,81 @@
+"""The commands that train, as a user types them: options of the loop, resume, lr-find."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+QUICK = ("--architecture", "small-resnet", "--batch-size", "128")
+
+
+def test_lr_find_suggests_rates_and_draws_them(run_plumbline, garments, tmp_path):
+    picture = tmp_path / "rates.svg"
+    done = run_plumbline(
+        *("lr-find", "--data", garments, *QUICK, "--out", picture, "--json"), home=tmp_path / "home"
+    )
+    found = json.loads(done.stdout)
+    assert set(found["suggestions"]) == {"valley", "slide", "minimum", "steep"}
+    assert all(1e-7 < rate < 10 for rate in found["suggestions"].values())
+    assert len(found["rates"]) == len(found["losses"]) > 50
+    assert found["rates"] == sorted(found["rates"])
+    drawing = picture.read_text()
+    assert drawing.startswith("<svg ")
+    assert "valley" in drawing
+    assert not list((tmp_path / "home").rglob("manifest.json"))
+
+
+def test_lr_find_refuses_an_empty_range(run_plumbline, garments, tmp_path):
+    done = run_plumbline(
+        *("lr-find", "--data", garments, "--lowest", "1", "--highest", "0.1"),
+        home=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--lowest 1.0 must be under --highest 0.1" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_training_is_resumed_with_its_options(run_plumbline, garments, tmp_path):
+    home = tmp_path / "home"
+    options = [
+        *("train", "--data", str(garments), "--name", "k", *QUICK, "--epochs", "8"),
+        *("--average-decay", "0.9", "--clip-gradient-norm", "5", "--sampling", "balanced"),
+        *("--precision", "fp32", "--label-smoothing", "0.05"),
+    ]
+    checkpoint = home / "checkpoints" / "k.safetensors"
+    training = subprocess.Popen(
+        [sys.executable, "-m", "plumbline", *options],
+        env={**os.environ, "PLUMBLINE_HOME": str(home)},
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    training.send_signal(signal.SIGKILL)
+    training.wait()
+
+    told = run_plumbline(*options, "--resume", "--json", home=home)
+    version = json.loads(told.stdout)["version"]
+    manifest = json.loads(run_plumbline("models", "show", version, home=home).stdout)
+    settings = manifest["training"]
+    assert settings["average_decay"] == 0.9
+    assert settings["sampling"] == "balanced"
+    assert settings["label_smoothing"] == 0.05
+    assert settings["baselines"]["the class prior"] < 0.2
+    report = next(home.rglob("report.html")).read_text()
+    assert "Is it training properly?" in report
+    assert "It beats the class prior" in report
+    assert not checkpoint.exists()
+
+
+@pytest.mark.slow
+def test_resume_says_from_where(run_plumbline, garments, tmp_path):
+    options = ("train", "--data", garments, "--name", "k", *QUICK, "--epochs", "1", "--resume")
+    done = run_plumbline(*options, home=tmp_path)
+    assert "there is no interrupted training like this one to resume" in done.stderr
