@@ -94,15 +94,21 @@ def _check_size(header: Header, limits: ImageLimits) -> None:
         )
 
 
-def prepare(data: bytes, spec: InputSpec, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
+def prepare(
+    data: bytes,
+    spec: InputSpec,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    *,
+    place: float = 0.5,
+) -> Pixels:
     """The one path from image bytes to network input: uint8 of shape size x size x 3.
 
-    Raises `ImageError`; nothing else, whatever the bytes.
+    `place` is that of `fit_to`. Raises `ImageError`; nothing else, whatever the bytes.
     """
-    return prepare_checked(data, check(data, limits), spec)
+    return prepare_checked(data, check(data, limits), spec, place)
 
 
-def prepare_checked(data: bytes, header: Header, spec: InputSpec) -> Pixels:
+def prepare_checked(data: bytes, header: Header, spec: InputSpec, place: float = 0.5) -> Pixels:
     """`prepare` for bytes whose `header` came from `check`, which is not repeated."""
     try:
         match header.format:
@@ -119,20 +125,21 @@ def prepare_checked(data: bytes, header: Header, spec: InputSpec) -> Pixels:
         raise ImageError(
             "undecodable", f"the {header.format.upper()} is broken or truncated: {error}"
         ) from error
-    return fit_to(pixels, spec)
+    return fit_to(pixels, spec, place)
 
 
-def fit_to(pixels: Pixels, spec: InputSpec) -> Pixels:
-    """Resize the centre crop of decoded pixels to the input size, antialiased.
+def fit_to(pixels: Pixels, spec: InputSpec, place: float = 0.5) -> Pixels:
+    """Resize a square crop of decoded pixels to the input size, antialiased.
 
-    Takes uint8 of shape H x W, H x W x 1 or H x W x 3; gives size x size x 3.
+    Takes uint8 of shape H x W, H x W x 1 or H x W x 3; gives size x size x 3. `place` is where
+    in the room along the longer side the crop lies, 0 to 1: the centre, but for training.
     """
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     height, width = pixels.shape[:2]
     side = min(height, width) * spec.crop
     if not (height == width == spec.size and spec.crop == 1):
-        left, top = (width - side) / 2, (height - side) / 2
+        left, top = (width - side) * place, (height - side) * place
         resized = Image.fromarray(pixels).resize(
             (spec.size, spec.size),
             _RESAMPLING[spec.interpolation],

@@ -23,6 +23,35 @@ _OPTIONS = {
     "weight_decay": click.option("--weight-decay", type=click.FloatRange(0)),
     "label_smoothing": click.option("--label-smoothing", type=_SHARE, help="Single-label alone."),
     "flip": click.option("--flip/--no-flip", default=None, help="Mirror images left to right."),
+    "presize": click.option(
+        "--presize",
+        type=click.FloatRange(0, 4),
+        help="Side of the images to be warped over that of the network's; 0: no warps.",
+    ),
+    "least_crop": click.option(
+        "--least-crop",
+        type=click.FloatRange(0, 1, min_open=True),
+        help="Share of the area that a warp keeps at least.",
+    ),
+    "rotation_degrees": click.option(
+        "--rotation-degrees", type=click.FloatRange(0, 60), help="At most, either way."
+    ),
+    "perspective": click.option(
+        "--perspective",
+        type=click.FloatRange(0, 0.5, max_open=True),
+        help="Share by which one side may come nearer.",
+    ),
+    "lighting": click.option(
+        "--lighting",
+        type=click.FloatRange(0, 0.5, max_open=True),
+        help="Share by which brightness and contrast change at most.",
+    ),
+    "mixup": click.option(
+        "--mixup", type=click.FloatRange(0), help="Blend images: alpha, for example 0.4."
+    ),
+    "cutmix": click.option(
+        "--cutmix", type=click.FloatRange(0), help="Paste images into others: alpha, for example 1."
+    ),
     "erase_probability": click.option(
         "--erase", "erase_probability", type=_SHARE, help="Chance of a random rectangle of noise."
     ),

@@ -54,7 +54,10 @@ def flip_and_shift(
 
 
 def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Replace a random rectangle by noise in a share of the images (Zhong et al. 2020)."""
+    """Replace a random rectangle by noise in a share of the images (Zhong et al. 2020).
+
+    Takes uint8 or float in 0..255, N x H x W x 3.
+    """
     if probability == 0:
         return images
     count, height, width, _ = images.shape
@@ -67,7 +70,7 @@ def erase(images: Tensor, probability: float, generator: torch.Generator) -> Ten
     inside = (inside_rows[:, :, None] & inside_columns[:, None, :]).to(images.device)
     noise = torch.randint(0, 256, (int(inside.sum()), 3), generator=generator, dtype=torch.uint8)
     erased = images.clone()
-    erased[inside] = noise.to(images.device)
+    erased[inside] = noise.to(images.device, images.dtype)
     return erased
 
 

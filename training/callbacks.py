@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.errors import TrainingError
 from model.network import Network
-from training.augment import augment
+from training.augment import augment, erase
+from training.mixing import cutmix, mixup, soft_targets
 from training.precision import PRECISIONS, fastest_precision
 from training.schedule import one_cycle, one_cycle_momentum
 from training.settings import TrainingSettings
+from training.warp import warp
 
 if TYPE_CHECKING:
     from training.loop import Samples, Trainer
@@ -120,7 +123,34 @@ class Augment(Callback):
 
     def before_batch(self, trainer: Trainer) -> None:
         """Replace the images."""
-        trainer.images = augment(trainer.images, trainer.settings.augmentation, self._generator)
+        settings, size = trainer.settings, trainer.image_size
+        if trainer.images.shape[1] == size:
+            trainer.images = augment(trainer.images, settings.augmentation, self._generator)
+            return
+        warped = warp(trainer.images, size, settings.warp, self._generator)
+        trainer.images = erase(warped, settings.erase_probability, self._generator)
+
+
+class Mix(Callback):
+    """Mixup or CutMix of every training batch; where both are asked for, one by turns of chance."""
+
+    order = 25
+    in_sweep = True
+
+    def before_batch(self, trainer: Trainer) -> None:
+        """Replace images and targets."""
+        settings = trainer.settings
+        # Drawn anew at every step, so that a resumed training draws the same.
+        random = np.random.default_rng((settings.seed, trainer.step_number))
+        mixes = [(mixup, settings.mixup), (cutmix, settings.cutmix)]
+        mix, alpha = (
+            mixes[int(random.integers(2))]
+            if settings.mixup and settings.cutmix
+            else (mixes[0] if settings.mixup else mixes[1])
+        )
+        class_count = cast(Network, trainer.network).head.out_features
+        targets = soft_targets(trainer.targets, class_count)
+        trainer.images, trainer.targets = mix(trainer.images, targets, alpha, random)
 
 
 class FreezeBatchNorm(Callback):
@@ -223,6 +253,8 @@ def standard_callbacks(settings: TrainingSettings, fit: Samples) -> list[Callbac
     callbacks: list[Callback] = [ChoosePrecision(), OneCycle(), StopOnBadLoss(), Record()]
     if fit.images.ndim == 4:
         callbacks.append(Augment())
+        if settings.mixup or settings.cutmix:
+            callbacks.append(Mix())
     if settings.freeze_batch_norm:
         callbacks.append(FreezeBatchNorm())
     if settings.clip_gradient_norm is not None:

@@ -130,10 +130,12 @@ def fine_tune(
     *,
     body_callbacks: Sequence[Callback] = (),
     keep_fine_tuned: bool = False,
+    body_fit: Samples | None = None,
 ) -> FineTuned:
     """Fit the head on frozen features, then train all layers; keep the better on validation.
 
-    `body_callbacks` take part in the second training alone. `keep_fine_tuned` keeps its outcome
+    `body_callbacks` take part in the second training alone, on `body_fit` where that is given
+    (presized images of the same rows). `keep_fine_tuned` keeps its outcome
     also where it is no better.
 
     Batch norm statistics stay frozen. The body's rates climb from
@@ -144,7 +146,9 @@ def fine_tune(
     if settings.epochs == 0:
         return FineTuned(head.history, None, LINEAR_HEAD_KEPT)
     frozen = copy.deepcopy(network.state_dict())
-    trainer = body_trainer(network, fit, validation, settings, task, [*callbacks, *body_callbacks])
+    trainer = body_trainer(
+        network, body_fit or fit, validation, settings, task, [*callbacks, *body_callbacks]
+    )
     history = trainer.fit()
     if keep_fine_tuned or history.metric > head.history.metric:
         return FineTuned(head.history, history, "fine-tuned")

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,20 +56,50 @@ def load(
 ) -> dict[Split, LoadedSplit]:
     """Prepared images and targets of every split; a second call decodes nothing.
 
-    Files that turn out to be broken are a `DataError`, or skipped and told in `source.notes`
-    where the source allows that. `progress` is called after every few images.
+    These are the very pixels that serving sees. Files that turn out to be broken are a
+    `DataError`, or skipped and told in `source.notes` where the source allows that. `progress`
+    is called after every few images.
     """
-    place = cache_directory / _key(source, spec)
+    return _load(source, spec, cache_directory, tuple(Split), None, progress)
+
+
+def load_presized(
+    source: Source,
+    size: int,
+    spec: InputSpec,
+    cache_directory: Path,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> LoadedSplit:
+    """Images to fit on, larger than the network takes, for `training.warp` to read from.
+
+    The first step of presizing (fastai book, chapter 5): all of one size, `size` px a side, cut
+    from anywhere along the longer side, seeded. Otherwise as `load`.
+    """
+    larger = spec.model_copy(update={"size": size, "crop": 1.0})
+    return _load(source, larger, cache_directory, (Split.FIT,), seed, progress)[Split.FIT]
+
+
+def _load(
+    source: Source,
+    spec: InputSpec,
+    cache_directory: Path,
+    splits: Sequence[Split],
+    crop_seed: int | None,
+    progress: Progress | None,
+) -> dict[Split, LoadedSplit]:
+    place = cache_directory / _key(source, spec, splits, crop_seed)
     index = _read_index(place, spec)
     if index is None:
-        index = _write_cache(source, spec, place, progress)
+        index = _write_cache(source, spec, place, splits, crop_seed, progress)
     skipped = [(name, fault) for name, fault in index["skipped"]]
     notes = refuse_or_note_bad(skipped, len(source), source.skip_bad)
     source.notes.extend(note for note in notes if note not in source.notes)
     left_out = {name for name, _ in skipped}
     kept = [row for row, name in enumerate(source.names) if name not in left_out]
     require_every_class(source, kept)
-    return {split: _loaded(source, split, kept, place, spec) for split in Split}
+    return {split: _loaded(source, split, kept, place, spec) for split in splits}
 
 
 def targets_of(source: Source, rows: list[int]) -> NDArray[Any]:
@@ -97,8 +127,8 @@ def _loaded(
     return LoadedSplit(images, targets_of(source, rows), [source.names[row] for row in rows])
 
 
-def _key(source: Source, spec: InputSpec) -> str:
-    text = f"{_FORMAT} {source.fingerprint} {spec.model_dump_json()}"
+def _key(source: Source, spec: InputSpec, splits: Sequence[Split], crop_seed: int | None) -> str:
+    text = f"{_FORMAT} {source.fingerprint} {spec.model_dump_json()} {list(splits)} {crop_seed}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -119,14 +149,19 @@ def _read_index(place: Path, spec: InputSpec) -> dict[str, Any] | None:
 
 
 def _write_cache(
-    source: Source, spec: InputSpec, place: Path, progress: Progress | None
+    source: Source,
+    spec: InputSpec,
+    place: Path,
+    splits: Sequence[Split],
+    crop_seed: int | None,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """Decode everything into a temporary folder, then rename it."""
     temporary: str | None = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(dir=place.parent, prefix=".loading-")
-        index = _write_splits(source, spec, Path(temporary), progress)
+        index = _write_splits(source, spec, Path(temporary), splits, crop_seed, progress)
         refuse_or_note_bad(index["skipped"], len(source), source.skip_bad)
         shutil.rmtree(place, ignore_errors=True)  # one that was not whole
         os.replace(temporary, place)
@@ -142,15 +177,21 @@ def _write_cache(
 
 
 def _write_splits(
-    source: Source, spec: InputSpec, place: Path, progress: Progress | None
+    source: Source,
+    spec: InputSpec,
+    place: Path,
+    splits: Sequence[Split],
+    crop_seed: int | None,
+    progress: Progress | None,
 ) -> dict[str, Any]:
+    total = sum(len(source.rows(split)) for split in splits)
     counts: dict[str, int] = {}
     skipped: list[Fault] = []
     done = 0
-    for split in Split:
+    for split in splits:
         counts[split] = 0
         with _file(place, split).open("wb") as file:
-            for block in _prepared(source, spec, source.rows(split)):
+            for block in _prepared(source, spec, source.rows(split), crop_seed):
                 for result in block:
                     if isinstance(result, tuple):
                         skipped.append(result)
@@ -159,26 +200,29 @@ def _write_splits(
                         counts[split] += 1
                 done += len(block)
                 if progress:
-                    progress(done, len(source))
+                    progress(done, total)
     index = {"counts": counts, "skipped": skipped}
     (place / _INDEX).write_text(json.dumps(index), encoding="utf-8")
     return index
 
 
-def _prepared(source: Source, spec: InputSpec, rows: list[int]) -> Iterator[list[Pixels | Fault]]:
+def _prepared(
+    source: Source, spec: InputSpec, rows: list[int], crop_seed: int | None
+) -> Iterator[list[Pixels | Fault]]:
     """Blocks of prepared images or faults, in the order of the rows, by several threads."""
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
 
     def prepare_block(block: list[int]) -> list[Pixels | Fault]:
-        return [_prepare(source, spec, row) for row in block]
+        return [_prepare(source, spec, row, crop_seed) for row in block]
 
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(blocks), _BLOCKS_AHEAD):
             yield from threads.map(prepare_block, blocks[start : start + _BLOCKS_AHEAD])
 
 
-def _prepare(source: Source, spec: InputSpec, row: int) -> Pixels | Fault:
+def _prepare(source: Source, spec: InputSpec, row: int, crop_seed: int | None) -> Pixels | Fault:
+    place = 0.5 if crop_seed is None else float(np.random.default_rng((crop_seed, row)).random())
     try:
-        return source.reader.prepare(row, spec)
+        return source.reader.prepare(row, spec, place)
     except (ImageError, OSError) as error:
         return source.names[row], str(error)

@@ -222,6 +222,11 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, event)(self)
 
+    @property
+    def image_size(self) -> int:
+        """Side in px of what the network takes; images to fit on may be larger, to be warped."""
+        return int(self.validation_split.images.shape[1])
+
     def batches_of_step(self, number: int) -> int:
         """How many batches share the step that batch `number` of an epoch, from 0, belongs to."""
         most = self.settings.accumulate_batches

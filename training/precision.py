@@ -63,6 +63,8 @@ def fastest_precision(trainer: Trainer) -> Precision:
     """
     rows = max(1, _TIMED_PIXELS // int(np.prod(trainer.fit_split.images.shape[1:3])))
     batch = trainer.to_device(trainer.fit_split, trainer.rows[: min(rows, trainer.batch_size)])
+    images, targets = batch
+    batch = images[:, : trainer.image_size, : trainer.image_size], targets
     with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
         seconds = [_step_seconds(trainer, precision, *batch) for precision in _TIMED_PRECISIONS]
     return _TIMED_PRECISIONS[int(np.argmin(seconds))]

@@ -92,11 +92,14 @@ class DecodingBar:
     ...     bar(64, 1000)
     """
 
-    def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
+    def __init__(
+        self, title: str = "decoding", *, enabled: bool = True, console: Console | None = None
+    ) -> None:
+        self.title = title
         self.console = console or Console(stderr=True)
         self.enabled = enabled
         self.progress = Progress(
-            TextColumn("decoding"),
+            TextColumn(title),
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -121,8 +124,8 @@ class DecodingBar:
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` images are decoded."""
         if self._bar is None:
-            self._bar = self.progress.add_task("decoding", total=total)
+            self._bar = self.progress.add_task(self.title, total=total)
             self.progress.start()
         self.progress.update(self._bar, completed=done)
         if done == total and self.enabled and not self.console.is_terminal:
-            self.console.print(f"decoded {total} images")
+            self.console.print(f"{self.title}: {total} images")

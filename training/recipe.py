@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ from training.fine_tuning import (
 )
 from training.history import TrainingHistory
 from training.learning_rate import Sweep, find_learning_rate
-from training.loading import NONE_OF_THEM, LoadedSplit, load
+from training.loading import NONE_OF_THEM, LoadedSplit, load, load_presized
 from training.loop import Trainer
 from training.loss import metric_name
 from training.packing import Rows, Trained, pack
@@ -62,7 +63,7 @@ _FINE_TUNING = TrainingSettings(
     optimizer="adamw",
     weight_decay=0.01,
     flip=True,
-    shift_share=0.07,
+    presize=1.5,
 )
 
 
@@ -101,8 +102,14 @@ class Prepared:
     weights: str | None
     spec: InputSpec
     splits: dict[Split, LoadedSplit]
+    presized: LoadedSplit | None  # the fit rows, larger, where they are to be warped
     settings: TrainingSettings
     seed: int
+
+    @property
+    def fit(self) -> LoadedSplit:
+        """What the network is trained on."""
+        return self.presized or self.splits[Split.FIT]
 
     def network(self, store: ModelStore) -> Network:
         """A fresh network with its starting weights; equal each time."""
@@ -142,8 +149,25 @@ def prepare_training(
     spec = _input_spec(architecture, request.size)
     with DecodingBar(enabled=show_progress) as decoding:
         splits = load(source, spec, store.home / "cache", progress=decoding)
+    presized = _presized(source, spec, settings, store, show_progress)
     source.notes.extend(_unlabelled_note(request, source, splits))
-    return Prepared(source, architecture, weights, spec, splits, settings, request.seed)
+    return Prepared(source, architecture, weights, spec, splits, presized, settings, request.seed)
+
+
+def _presized(
+    source: Source,
+    spec: InputSpec,
+    settings: TrainingSettings,
+    store: ModelStore,
+    show_progress: bool,
+) -> LoadedSplit | None:
+    """The first step of presizing, where the settings ask for it."""
+    if not settings.presize or not settings.epochs:
+        return None
+    side = math.ceil(settings.presize * spec.size)
+    cache = store.home / "cache"
+    with DecodingBar("presizing", enabled=show_progress) as bar:
+        return load_presized(source, side, spec, cache, seed=settings.seed, progress=bar)
 
 
 def run_training(
@@ -211,10 +235,10 @@ def sweep_learning_rate(
     data = prepared.splits[Split.FIT], prepared.splits[Split.VALIDATION]
     task = prepared.source.task
     if prepared.weights is None:
-        trainer = Trainer(network, *data, settings, task)
+        trainer = Trainer(network, prepared.fit, data[1], settings, task)
     else:
         fine_tune(network, *data, replace(settings, epochs=0), task)
-        trainer = body_trainer(network, *data, settings, task)
+        trainer = body_trainer(network, prepared.fit, data[1], settings, task)
     return find_learning_rate(trainer, lowest=lowest, highest=highest, steps=steps)
 
 
@@ -317,7 +341,8 @@ def _train_once(
     task = prepared.source.task
     saving = _checkpoint(prepared, settings, request, store, say)
     if prepared.weights is None:
-        history = train_from_scratch(network, *data, settings, task, [*callbacks, saving])
+        taking_part = [*callbacks, saving]
+        history = train_from_scratch(network, prepared.fit, data[1], settings, task, taking_part)
         kept = "all layers, from scratch"
         return _Outcome(network, history, kept, settings, {}, saving.path)
     tuned = fine_tune(
@@ -328,6 +353,7 @@ def _train_once(
         callbacks,
         body_callbacks=[saving],
         keep_fine_tuned=request.keep_fine_tuned,
+        body_fit=prepared.fit,
     )
     # The linear head is no baseline of itself.
     simple = {LINEAR_HEAD: tuned.head_history.metric} if tuned.kept != LINEAR_HEAD_KEPT else {}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from model.errors import SettingsError
 from training.augment import Augmentation
+from training.warp import Warp
 
 PrecisionName = Literal[
     "auto",
@@ -39,7 +40,16 @@ class TrainingSettings:
     label_smoothing: float = 0.1  # single-label alone
     flip: bool = False  # tiny images are often signs, which a mirror spoils
     shift_share: float = 0.036  # of the side; 1 px at 28
+    presize: float = 0.0  # side of the images to fit on over that of the network's; 0: the same
+    least_crop: float = 0.5  # of the area, that a warp of presized images keeps at least
+    most_aspect: float = 4 / 3  # wider than high, or the reverse, at most
+    rotation_degrees: float = 10.0  # at most, either way
+    shear_degrees: float = 5.0
+    perspective: float = 0.15  # by what share one side may come nearer
+    lighting: float = 0.2  # share by which brightness and contrast change at most
     erase_probability: float = 0.0
+    mixup: float = 0.0  # alpha of the blending of two images; 0: none
+    cutmix: float = 0.0  # alpha of the pasting of one image into another; 0: none
     freeze_batch_norm: bool = False  # keep running statistics, for fine-tuning
     sampling: SamplingName = "shuffled"  # balanced: draw rare classes as often as frequent ones
     class_weights: ClassWeightsName = "none"  # balanced: mistakes on rare classes cost more
@@ -68,6 +78,17 @@ class TrainingSettings:
         if self.average_decay is not None:
             decay = self.average_decay
             _require("average_decay", decay, 0 < decay < 1, "between 0 and 1")
+        presized = self.presize == 0 or 1 < self.presize <= 4
+        _require("presize", self.presize, presized, "0, or more than 1 and at most 4")
+        _require("least_crop", self.least_crop, 0 < self.least_crop <= 1, "more than 0, at most 1")
+        _require("most_aspect", self.most_aspect, 1 <= self.most_aspect <= 4, "between 1 and 4")
+        for name in ("rotation_degrees", "shear_degrees"):
+            _require(name, getattr(self, name), 0 <= getattr(self, name) <= 60, "0 to 60")
+        for name in ("perspective", "lighting"):
+            # Two perspectives of less than a half leave the horizon outside.
+            _require(name, getattr(self, name), 0 <= getattr(self, name) < 0.5, "0 to under 0.5")
+        for name in ("mixup", "cutmix"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         _require("epochs", self.epochs, self.epochs >= 0, "0 or more")
         _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         if self.body_learning_rate is not None:
@@ -78,6 +99,19 @@ class TrainingSettings:
                 in_order,
                 f"more than 0 and at most the learning rate of the head, {self.learning_rate}",
             )
+
+    @property
+    def warp(self) -> Warp:
+        """The part that `training.warp` reads."""
+        return Warp(
+            flip=self.flip,
+            least_crop=self.least_crop,
+            aspect=self.most_aspect,
+            rotation=self.rotation_degrees,
+            shear=self.shear_degrees,
+            perspective=self.perspective,
+            lighting=self.lighting,
+        )
 
     @property
     def augmentation(self) -> Augmentation:

@@ -53,8 +53,11 @@ _SPLIT_FOLDERS = {
 class Reader(Protocol):
     """Gives the pixels of a row; safe to call from several threads."""
 
-    def prepare(self, row: int, spec: InputSpec) -> Pixels:
-        """Network input, uint8 size x size x 3. Raises `ImageError` or OSError."""
+    def prepare(self, row: int, spec: InputSpec, place: float = 0.5) -> Pixels:
+        """Network input, uint8 size x size x 3, cropped at `place` (of `model.images.fit_to`).
+
+        Raises `ImageError` or OSError.
+        """
 
     def largest_side(self) -> int:
         """Longest side in pixels, of a few rows."""
@@ -66,9 +69,9 @@ class FileReader:
 
     paths: list[Path]
 
-    def prepare(self, row: int, spec: InputSpec) -> Pixels:
+    def prepare(self, row: int, spec: InputSpec, place: float = 0.5) -> Pixels:
         """Decode and resize by the path that serving takes."""
-        return prepare(self.paths[row].read_bytes(), spec)
+        return prepare(self.paths[row].read_bytes(), spec, place=place)
 
     def largest_side(self) -> int:
         """By the headers of the first files."""
@@ -82,9 +85,9 @@ class ArrayReader:
 
     pixels: Pixels
 
-    def prepare(self, row: int, spec: InputSpec) -> Pixels:
+    def prepare(self, row: int, spec: InputSpec, place: float = 0.5) -> Pixels:
         """Resize alone."""
-        return fit_to(self.pixels[row], spec)
+        return fit_to(self.pixels[row], spec, place)
 
     def largest_side(self) -> int:
         """All are of one size."""
@@ -100,11 +103,11 @@ class JoinedReader:
     second: Reader
     chosen: list[int]
 
-    def prepare(self, row: int, spec: InputSpec) -> Pixels:
+    def prepare(self, row: int, spec: InputSpec, place: float = 0.5) -> Pixels:
         """As the reader does that the row belongs to."""
         if row < self.count:
-            return self.first.prepare(row, spec)
-        return self.second.prepare(self.chosen[row - self.count], spec)
+            return self.first.prepare(row, spec, place)
+        return self.second.prepare(self.chosen[row - self.count], spec, place)
 
     def largest_side(self) -> int:
         """Of the first: what is added does not change the architecture."""

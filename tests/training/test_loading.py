@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class NoReader:
-    def prepare(self, row: int, spec: InputSpec) -> Pixels:
+    def prepare(self, row: int, spec: InputSpec, place: float = 0.5) -> Pixels:
         raise AssertionError("decoded again")
 
 

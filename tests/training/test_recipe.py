@@ -135,7 +135,7 @@ def test_decoding_is_shown_on_the_bar(
     for _ in range(2):  # the second time from the cache, quietly
         with pytest.raises(Stop):
             run_training(request, store)
-    assert page.getvalue() == "decoded 160 images\n"
+    assert page.getvalue() == "decoding: 160 images\n"
 
 
 def test_decoding_bar_counts_on_a_terminal_and_is_silent_for_a_program() -> None:
