@@ -63,7 +63,7 @@ _FINE_TUNING = TrainingSettings(
     optimizer="adamw",
     weight_decay=0.01,
     flip=True,
-    presize=1.5,
+    presize=1.75,
 )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from model.errors import DataError
 from model.images import InputSpec, Pixels, prepare
-from training.loading import load
+from training.loading import load, load_presized, presized_spec
 from training.sources import Source, open_source
 from training.splits import Split
 
@@ -186,3 +186,34 @@ def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     blocked.write_text("in the way")
     with pytest.raises(DataError, match="cannot write the cache"):
         load(open_source(folder), SPEC, blocked / "cache")
+
+
+def test_presized_images_are_larger_and_cut_from_anywhere_along_the_longer_side(
+    folder: Path, tmp_path: Path
+) -> None:
+    source = open_source(folder)
+    fit = load(source, SPEC, tmp_path / "cache")[Split.FIT]
+    presized = load_presized(source, 42, SPEC, tmp_path / "cache", seed=0)
+    assert presized.images.shape == (len(fit), 42, 42, 3)
+    assert presized.names == fit.names
+    np.testing.assert_array_equal(presized.targets, fit.targets)
+    whole = presized_spec(SPEC, 42)
+    starts = []
+    for name, pixels in zip(presized.names, presized.images, strict=True):
+        cuts = [prepare((folder / name).read_bytes(), whole, place=at / 50) for at in range(51)]
+        distance = [np.abs(cut.astype(int) - pixels).mean() for cut in cuts]
+        assert min(distance) < 3
+        starts.append(int(np.argmin(distance)))
+    assert min(starts) < 10
+    assert max(starts) > 40
+
+
+def test_presizing_again_decodes_nothing_and_gives_the_same_but_for_another_seed(
+    folder: Path, tmp_path: Path
+) -> None:
+    first = load_presized(open_source(folder), 42, SPEC, tmp_path / "cache", seed=0)
+    unread = without_reader(open_source(folder))
+    again = load_presized(unread, 42, SPEC, tmp_path / "cache", seed=0)
+    np.testing.assert_array_equal(first.images, again.images)
+    other = load_presized(open_source(folder), 42, SPEC, tmp_path / "cache", seed=1)
+    assert (other.images != first.images).any()
