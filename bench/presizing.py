@@ -2,9 +2,10 @@
 
     .venv/bin/python bench/presizing.py [--rounds 15]
 
-Measured on 2 shared cores (AMD EPYC), torch 2.15.0, fastai 2.8.12: 7.5 times as fast (6.8 to 14.4 in
-15 rounds of a batch of 32), 2.0 dB nearer to the truth (0.2 to 9.0 in 56 warps). Makes an environment for fastai below var/ the first time, which
-shares torch with ours, so that both run in one process, by turns, with the same threads.
+Measured on 2 shared cores (AMD EPYC), torch 2.15.0, fastai 2.8.12: 7.5 times as fast (6.8 to 14.4
+in 15 rounds of a batch of 32), 2.0 dB nearer to the truth (0.2 to 9.0 in 56 warps). Makes an
+environment for fastai below var/ the first time, which shares torch with ours, so that both run in
+one process, by turns, with the same threads.
 
 fastai: `Resize(460)`, then `aug_transforms(size=224, min_scale=.75)` on the batch.
 Plumbline: presized to 392, bicubic, then `training.warp.warp` to 224.

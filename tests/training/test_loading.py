@@ -202,7 +202,7 @@ def test_presized_images_are_larger_and_cut_from_anywhere_along_the_longer_side(
     for name, pixels in zip(presized.names, presized.images, strict=True):
         cuts = [prepare((folder / name).read_bytes(), whole, place=at / 50) for at in range(51)]
         distance = [np.abs(cut.astype(int) - pixels).mean() for cut in cuts]
-        assert min(distance) < 3
+        assert min(distance) < 8  # of 255; cut elsewhere it is about 70
         starts.append(int(np.argmin(distance)))
     assert min(starts) < 10
     assert max(starts) > 40
