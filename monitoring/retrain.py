@@ -261,7 +261,8 @@ def _train_and_compare(
 
     test = None
     if champion.metrics_split == "test":
-        test = accuracies("--data", champion.data.source, "--split", "test")
+        reading = _reading_arguments(champion)
+        test = accuracies("--data", champion.data.source, "--split", "test", *reading)
     production = accuracies("--data", str(newest), "--split", "all")
     return Comparison(champion.tag, challenger, test, production, len(held_out))
 
@@ -274,9 +275,22 @@ def _training_arguments(champion: Manifest, learning: Path, delimiter: str) -> l
         *("--architecture", champion.architecture, "--weights", champion.tag),
         *("--size", str(champion.input.size), "--seed", str(settings.get("seed", 0))),
         *("--delimiter", delimiter, "--json"),
+        *_reading_arguments(champion),
         *(["--none"] if champion.none_allowed and champion.task == "single" else []),
         *(["--skip-bad"] if settings.get("skip_bad") else []),
     ]
+
+
+def _reading_arguments(champion: Manifest) -> list[str]:
+    """How the data of the first training were read; not for the tables that are written here."""
+    columns = champion.training.get("columns") or {}
+    given = [
+        ("--pattern", champion.training.get("pattern")),
+        ("--file-column", columns.get("file")),
+        ("--split-column", columns.get("split")),
+        *(("--label-column", name) for name in columns.get("labels") or ()),
+    ]
+    return [str(word) for option, value in given if value for word in (option, value)]
 
 
 def _write_table(folder: Path, images: Sequence[LabelledImage], delimiter: str) -> Path:

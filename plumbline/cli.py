@@ -21,7 +21,12 @@ from model.settings import PREFIX, ModelSettings, read_settings, refuse_unknown
 from monitoring.settings import MonitoringSettings
 from plumbline.lr_find_command import lr_find
 from plumbline.settings import ClientSettings
-from plumbline.training_options import take_knobs, training_options
+from plumbline.training_options import (
+    data_options,
+    take_columns,
+    take_knobs,
+    training_options,
+)
 from service.settings import ServiceSettings
 
 # What a command needs it imports itself: a second or two less for those that need little.
@@ -133,8 +138,7 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
 @click.option("--learning-rate", type=LearningRate())
 @click.option("--batch-size", type=click.IntRange(1))
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--delimiter", default=" ", help="Parts the labels in a CSV. Default: a space.")
-@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out, and say so.")
+@data_options
 @click.option(
     "--more",
     type=click.Path(exists=True, dir_okay=False),
@@ -168,6 +172,7 @@ def train(
     lowest, highest = learning_rate or (None, None)
     settings = read_settings(ServiceSettings)
     knobs = take_knobs(options)
+    options |= take_columns(options)
     request = TrainRequest(
         knobs=knobs,
         learning_rate=highest,
@@ -204,16 +209,14 @@ def train(
     type=click.Choice(["test", "valid", "all"]),
     help="Default: test for the data it was trained on, all for other data.",
 )
-@click.option("--delimiter", default=" ", help="Parts the labels in a CSV. Default: a space.")
-@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
+@data_options
 @click.option("--json", "as_json", is_flag=True)
-def evaluate(
-    version: str, data: str, split: str | None, delimiter: str, skip_bad: bool, as_json: bool
-) -> None:
+def evaluate(version: str, data: str, split: str | None, as_json: bool, **reading: Any) -> None:
     """Measure a VERSION on labelled images."""
     from training.evaluate import evaluate_version
 
-    found = evaluate_version(_store(), version, data, split, delimiter=delimiter, skip_bad=skip_bad)
+    reading |= take_columns(reading)
+    found = evaluate_version(_store(), version, data, split, **reading)
     if as_json:
         _print_json(found)
         return

@@ -26,6 +26,7 @@ from service.settings import ServiceSettings
 from training.self_check import made_foreign_images
 from training.sources import Source, open_source
 from training.splits import Labels, Split
+from training.tables import Columns
 
 PER_REQUEST = 8
 _PAUSE_SECONDS = 0.2  # between requests, so that what the monitor says can be followed
@@ -281,6 +282,8 @@ def _source_of(settings: ServiceSettings, tag: str) -> tuple[Source, InputSpec]:
         seed=int(manifest.training.get("seed", 0)),
         skip_bad=bool(manifest.training.get("skip_bad")),
         home=store.home,
+        pattern=manifest.training.get("pattern"),
+        columns=Columns.of(manifest.training.get("columns") or {}),
     )
     if not source.rows(Split.TEST):
         raise DataError(f"{manifest.data.source} has no test images to play as clean ones")

@@ -10,7 +10,12 @@ from typing import Any
 import click
 
 from model.settings import ModelSettings, read_settings
-from plumbline.training_options import take_knobs, training_options
+from plumbline.training_options import (
+    data_options,
+    take_columns,
+    take_knobs,
+    training_options,
+)
 
 
 @click.command("lr-find")
@@ -21,8 +26,7 @@ from plumbline.training_options import take_knobs, training_options
 @click.option("--size", type=click.IntRange(8, 4096), help="Side of the input in pixels.")
 @click.option("--batch-size", type=click.IntRange(1))
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--delimiter", default=" ", help="Parts the labels in a CSV. Default: a space.")
-@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
+@data_options
 @click.option("--lowest", type=click.FloatRange(0, min_open=True), default=1e-7, show_default=True)
 @click.option("--highest", type=click.FloatRange(0, min_open=True), default=10, show_default=True)
 @click.option("--steps", type=click.IntRange(30, 10_000), default=100, show_default=True)
@@ -48,6 +52,7 @@ def lr_find(
         raise SettingsError(f"--lowest {lowest} must be under --highest {highest}")
     knobs = take_knobs(options)
     store = ModelStore(read_settings(ModelSettings))
+    options |= take_columns(options)
     request = TrainRequest(name="lr-find", knobs=knobs, **options)
     sweep = sweep_learning_rate(
         request, store, lowest=lowest, highest=highest, steps=steps, show_progress=not as_json

@@ -89,6 +89,40 @@ _OPTIONS = {
 }
 
 
+_DATA_OPTIONS = (
+    click.option(
+        "--pattern",
+        help="Regular expression whose first group, in a file's name, is its label, such as"
+        r" '(.+)_\d+.jpg$'.",
+    ),
+    click.option("--file-column", help="Of a table. Default: fname, file, filename, path, image."),
+    click.option(
+        "--label-column",
+        "label_columns",
+        multiple=True,
+        help="Of a table, several times for several. Default: labels or label.",
+    ),
+    click.option("--split-column", help="Of a table. Default: split or is_valid, if any."),
+    click.option("--delimiter", default=" ", help="Parts the labels in a table. Default: a space."),
+    click.option("--skip-bad", is_flag=True, help="Leave unusable images out, and say so."),
+)
+
+
+def data_options(command: Command) -> Command:
+    """Add the options that say how to read data to a command."""
+    for option in reversed(_DATA_OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_columns(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the names of columns from a command's options; the same as one `columns`."""
+    from training.tables import Columns
+
+    file, split = options.pop("file_column"), options.pop("split_column")
+    return {"columns": Columns(file, options.pop("label_columns"), split)}
+
+
 def training_options(command: Command) -> Command:
     """Add every option of the loop to a command."""
     for option in reversed(_OPTIONS.values()):

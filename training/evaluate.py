@@ -19,6 +19,7 @@ from training.loading import LoadedSplit, load
 from training.metrics import evaluate, wilson_interval
 from training.sources import open_source
 from training.splits import Split
+from training.tables import Columns
 
 BATCH = 64
 
@@ -101,6 +102,8 @@ def evaluate_version(
     *,
     delimiter: str = " ",
     skip_bad: bool = False,
+    pattern: str | None = None,
+    columns: Columns | None = None,
 ) -> dict[str, Any]:
     """Measure a version with the engine that serves it; `split` is test, valid or all.
 
@@ -114,6 +117,8 @@ def evaluate_version(
         data,
         task=manifest.task,
         delimiter=delimiter,
+        pattern=pattern,
+        columns=columns,
         seed=int(manifest.training.get("seed", 0)),
         skip_bad=skip_bad,
         home=store.home,

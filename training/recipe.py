@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from training.progress import DecodingBar, ProgressBar
 from training.settings import TrainingSettings
 from training.sources import FASHION_MNIST, Source, open_source
 from training.splits import Split
+from training.tables import Columns
 
 Say = Callable[[str], None]
 
@@ -85,6 +86,8 @@ class TrainRequest:
     seed: int = 0
     alpha: float = DEFAULT_ALPHA
     delimiter: str = " "
+    pattern: str | None = None  # finds the label in file names
+    columns: Columns | None = None  # of a table; None: by their usual names
     skip_bad: bool = False
     more: str | None = None  # CSV or Parquet of labelled images to add
     knobs: Mapping[str, Any] = field(default_factory=dict)  # of TrainingSettings, by name
@@ -140,8 +143,12 @@ def prepare_training(
         skip_bad=request.skip_bad,
         home=store.home,
         more=None if request.more is None else Path(request.more),
+        pattern=request.pattern,
+        columns=request.columns,
     )
     say(f"{len(source)} images of {len(source.classes)} classes, {source.task}-label")
+    for note in source.notes:
+        say(note)
     architecture, weights = choose_architecture(request, source)
     settings = _settings(request, pretrained=weights is not None)
     if weights is None and settings.epochs == 0:
@@ -207,6 +214,8 @@ def run_training(
             "precision": history.precision,
             "baselines": outcome.baselines,
             "delimiter": request.delimiter,
+            "pattern": request.pattern,
+            "columns": asdict(request.columns or Columns()),
             "skip_bad": request.skip_bad,
             "more": None if request.more is None else _place(request.more),
         },

@@ -6,25 +6,27 @@ Opening a source reads and fingerprints every file and checks its header; decodi
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.decision import Task
-from model.errors import DataError, ImageError
+from model.errors import DataError, ImageError, SettingsError
 from model.formats import read_header
 from model.images import InputSpec, check, fit_to, prepare
 from training.idx import IdxFiles, find_idx_files, read_idx_files
-from training.splits import Labels, Split, deal_more, deal_splits
+from training.splits import SPLIT_WORDS, Labels, Split, deal_more, deal_splits
+from training.tables import SEPARATOR, Columns, TableRows, read_table_file, some
 
 Pixels = NDArray[np.uint8]
 
@@ -32,22 +34,9 @@ FASHION_MNIST = "fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 _SIZED_FILES = 20  # of which the largest side is taken
-_NAMED_FILES = 10  # of the bad ones, how many an error names
 MORE_SHARE = 0.2  # of the fit rows, that added images come up to
 MORE_REPEATS = 20  # by being repeated so often at most
 _TABLE_SUFFIXES = frozenset({".csv", ".parquet"})
-_IMAGE_FOLDERS = ("", "train", "images")  # beside a CSV, where its files may lie
-_YES = frozenset({"true", "1", "1.0", "yes"})
-_NO = frozenset({"false", "0", "0.0", "no", "", "none"})
-
-
-_SPLIT_FOLDERS = {
-    "train": Split.FIT,
-    "valid": Split.VALIDATION,
-    "validation": Split.VALIDATION,
-    "val": Split.VALIDATION,
-    "test": Split.TEST,
-}
 
 
 class Reader(Protocol):
@@ -155,7 +144,7 @@ class _Table:
     reader: Reader
     content: list[bytes]  # digest per row, or of the whole
     classes: list[str] | None = None  # None: the labels that occur, sorted
-    delimited: bool = False
+    delimiter: str | None = None  # None: a label is one, whatever is in it
     notes: list[str] = field(default_factory=list)
 
 
@@ -169,6 +158,8 @@ def open_source(
     home: Path | None = None,
     for_training: bool = True,
     more: Path | None = None,
+    pattern: str | None = None,
+    columns: Columns | None = None,
 ) -> Source:
     """Open class folders, a CSV or Parquet file, a folder of idx files, or `fashion-mnist`.
 
@@ -178,13 +169,14 @@ def open_source(
     ($PLUMBLINE_HOME, else ./var). Data that are not `for_training` need not show every class.
     `more` is a CSV or Parquet file of labelled images to add, for example from production: they
     are dealt to fit, validation and calibration, and leave the test rows as they were.
-    Raises `DataError`.
+    `pattern` finds the label in the names of a folder's files, `columns` name those of a table.
+    Raises `DataError`, or `SettingsError` for a pattern.
     """
     if str(data) == FASHION_MNIST:
         table = _idx_table(fashion_mnist_folder(home))
     else:
-        table = _read_table(Path(data), delimiter, skip_bad)
-    labels, decided, notes = _part_labels(table, task, delimiter)
+        table = _read_table(Path(data), delimiter, skip_bad, pattern, columns)
+    labels, decided, notes = _part_labels(table, task)
     classes = table.classes or sorted({label for row in labels for label in row})
     splits, split_notes = deal_splits(labels, table.named_splits, seed)
     fingerprint = _fingerprint(table, labels, splits)
@@ -198,7 +190,7 @@ def open_source(
         reader=table.reader,
         fingerprint=fingerprint,
         base_fingerprint=fingerprint,
-        notes=[*table.notes, *notes, *split_notes],
+        notes=[*table.notes, *notes, *_look_alikes(classes), *split_notes],
         skip_bad=skip_bad,
         for_training=for_training,
     )
@@ -215,12 +207,12 @@ def _with_more(source: Source, path: Path, delimiter: str, seed: int) -> Source:
     new in production is little beside the training data, and would hardly be learned.
     """
     table = _read_table(path, delimiter, source.skip_bad)
-    labels, _, _ = _part_labels(table, source.task, delimiter)
+    labels, _, _ = _part_labels(table, source.task)
     unknown = sorted({label for row in labels for label in row} - set(source.classes))
     if unknown:
         raise DataError(
-            f"{path} has classes that {source.name} has not: {_some(unknown)}; it has"
-            f" {_some(source.classes)}"
+            f"{path} has classes that {source.name} has not: {some(unknown)}; it has"
+            f" {some(source.classes)}"
         )
     dealt = deal_more(labels, seed)
     fit_rows = source.splits.count(Split.FIT)
@@ -246,7 +238,13 @@ def _with_more(source: Source, path: Path, delimiter: str, seed: int) -> Source:
     )
 
 
-def _read_table(path: Path, delimiter: str, skip_bad: bool) -> _Table:
+def _read_table(
+    path: Path,
+    delimiter: str,
+    skip_bad: bool,
+    pattern: str | None = None,
+    columns: Columns | None = None,
+) -> _Table:
     if not path.exists():
         raise DataError(
             f"--data {path}: no such file or folder; give class folders, a CSV or Parquet file, "
@@ -255,7 +253,9 @@ def _read_table(path: Path, delimiter: str, skip_bad: bool) -> _Table:
     if path.is_file():
         if path.suffix.lower() not in _TABLE_SUFFIXES:
             raise DataError(f"--data {path}: a file must end in .csv or .parquet")
-        return _without_bad_files(_csv_table(path, delimiter), skip_bad)
+        return _without_bad_files(_csv_table(path, columns or Columns(), delimiter), skip_bad)
+    if pattern is not None:
+        return _without_bad_files(_pattern_table(path, pattern, skip_bad), skip_bad)
     if find_idx_files(path):
         return _idx_table(path)
     return _without_bad_files(_folder_table(path), skip_bad)
@@ -294,9 +294,9 @@ def _folder_table(root: Path) -> _Table:
 def _split_folders(folders: list[Path]) -> list[tuple[Path, Split]]:
     """The folders that name splits, or none of them where there is no train folder."""
     named = [
-        (folder, _SPLIT_FOLDERS[folder.name.lower()])
+        (folder, SPLIT_WORDS[folder.name.lower()])
         for folder in folders
-        if folder.name.lower() in _SPLIT_FOLDERS
+        if folder.name.lower() in SPLIT_WORDS
     ]
     has_train = any(split is Split.FIT for _, split in named)
     return named if has_train and (len(named) > 1 or len(folders) == 1) else []
@@ -324,112 +324,64 @@ def _files_of_class(folder: Path) -> list[Path]:
 # --- CSV and Parquet -----------------------------------------------------------------------
 
 
-def _csv_table(path: Path, delimiter: str) -> _Table:
-    is_parquet = path.suffix.lower() == ".parquet"
-    columns, rows = _read_parquet(path, delimiter) if is_parquet else _read_csv(path)
-    for column in ("fname", "labels"):
-        if column not in columns:
-            raise DataError(
-                f"{path} has no column {column!r}; its columns are {', '.join(columns)}; needed "
-                "are fname and labels, and is_valid where rows are set aside for validation"
-            )
-    if not rows:
-        raise DataError(f"{path} has no rows below its header; add one row per image")
-    names = [row[columns.index("fname")] for row in rows]
-    has_split = "is_valid" in columns
-    at = columns.index("is_valid") if has_split else 0
+def _csv_table(path: Path, columns: Columns, delimiter: str) -> _Table:
+    rows = read_table_file(path, columns, delimiter)
     return _Table(
         name=path.stem,
-        names=names,
-        labels=[row[columns.index("labels")].strip() for row in rows],
-        named_splits=[
-            _named_split(path, number, row[at]) if has_split else None
-            for number, row in enumerate(rows, start=2)
-        ],
-        reader=FileReader(_resolve_files(path, names)),
+        names=rows.names,
+        labels=rows.labels,
+        named_splits=rows.named_splits,
+        reader=FileReader(rows.paths),
         content=[],
-        delimited=True,
+        delimiter=rows.delimiter,
+        notes=_conflicts(rows),
     )
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+def _conflicts(rows: TableRows) -> list[str]:
+    """A note where the table names one file twice with different labels."""
+    labels: dict[Path, set[str]] = {}
+    for path, label in zip(rows.paths, rows.labels, strict=True):
+        labels.setdefault(path, set()).add(label)
+    names = sorted({path.name for path, its in labels.items() if len(its) > 1})
+    if not names:
+        return []
+    return [f"{len(names)} files stand in several rows with different labels: {some(names)}."]
+
+
+# --- labels in file names ------------------------------------------------------------------
+
+
+def _pattern_table(root: Path, pattern: str, skip_bad: bool) -> _Table:
+    """All files below a folder; the pattern's first group, found in the name, is the label."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV in UTF-8: {error}; save it as one") from error
-    if not rows:
-        raise DataError(f"{path} is empty; its first line must be fname,labels,is_valid")
-    columns = [column.strip() for column in rows[0]]
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(columns):
-            raise DataError(
-                f"{path}, row {number}: {len(row)} values for {len(columns)} columns; quote "
-                "values that contain a comma"
-            )
-    return columns, rows[1:]
-
-
-def _read_parquet(path: Path, delimiter: str) -> tuple[list[str], list[list[str]]]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no readable Parquet file: {error}") from error
-    columns = [
-        [_as_text(value, delimiter) for value in column.to_pylist()] for column in table.columns
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise SettingsError(f"--pattern {pattern!r} is no regular expression: {error}") from error
+    if not compiled.groups:
+        raise SettingsError(
+            f"--pattern {pattern!r} has no group; put the label in brackets, as in"
+            r" '(.+)_\d+.jpg$'"
+        )
+    paths = _files_of_class(root)
+    matches = [compiled.search(path.name) for path in paths]
+    names = [path.relative_to(root).as_posix() for path in paths]
+    bad = [
+        (name, "its name does not match --pattern")
+        for name, match in zip(names, matches, strict=True)
+        if match is None
     ]
-    return list(table.column_names), [list(row) for row in zip(*columns, strict=True)]
-
-
-def _as_text(value: Any, delimiter: str) -> str:
-    if isinstance(value, list):
-        return delimiter.join(map(str, value))
-    return "" if value is None else str(value)
-
-
-def _named_split(path: Path, row: int, value: str) -> Split:
-    word = value.strip().lower()
-    if word in _YES:
-        return Split.VALIDATION
-    if word in _NO:
-        return Split.FIT
-    raise DataError(f"{path}, row {row}: is_valid is {value!r}; it must be True or False")
-
-
-def _resolve_files(table: Path, names: list[str]) -> list[Path]:
-    """Every file below the folder of the table. Raises `DataError` for the others, named."""
-    root = table.parent.resolve()
-    paths = [_resolve_file(root, name) for name in names]
-    outside = [name for name, path in zip(names, paths, strict=True) if path is False]
-    if outside:
-        raise DataError(
-            f"{table}: {len(outside)} paths lead outside {root}: {_some(outside)}; use paths "
-            "relative to the table, without .. and without links that lead out"
-        )
-    unknown = [name for name, path in zip(names, paths, strict=True) if path is None]
-    if unknown:
-        raise DataError(
-            f"{table}: {len(unknown)} of {len(names)} files do not exist below {root} or its "
-            f"train or images folder: {_some(unknown)}; mend the names or remove the rows"
-        )
-    return [path for path in paths if isinstance(path, Path)]
-
-
-def _resolve_file(root: Path, name: str) -> Path | bool | None:
-    """The file; None where there is none; False where the name leads outside the folder."""
-    relative = Path(name)
-    if "\x00" in name or not name.strip():
-        return None
-    if relative.is_absolute() or ".." in relative.parts:
-        return False
-    for folder in _IMAGE_FOLDERS:
-        path = root / folder / relative
-        if path.is_file():
-            return path if path.resolve().is_relative_to(root) else False
-    return None
+    notes = refuse_or_note_bad(bad, len(paths), skip_bad)
+    kept = [row for row, match in enumerate(matches) if match is not None]
+    return _Table(
+        name=root.resolve().name,
+        names=[names[row] for row in kept],
+        labels=[(match.group(1) or "").strip() for match in matches if match is not None],
+        named_splits=[None] * len(kept),
+        reader=FileReader([paths[row] for row in kept]),
+        content=[],
+        notes=notes,
+    )
 
 
 # --- idx files -----------------------------------------------------------------------------
@@ -496,7 +448,10 @@ def _without_bad_files(table: _Table, skip_bad: bool) -> _Table:
     assert isinstance(table.reader, FileReader)
     paths = table.reader.paths
     with ThreadPoolExecutor() as threads:
-        results = list(threads.map(_digest_or_fault, paths))
+        # A table may name a file many times: it is read once.
+        distinct = list(dict.fromkeys(paths))
+        found = dict(zip(distinct, threads.map(_digest_or_fault, distinct), strict=True))
+    results = [found[path] for path in paths]
     bad = [
         (name, result)
         for name, result in zip(table.names, results, strict=True)
@@ -529,7 +484,7 @@ def refuse_or_note_bad(bad: Sequence[tuple[str, str]], total: int, skip_bad: boo
     """Notes on skipped files; a `DataError` where they may not be skipped, or all are bad."""
     if not bad:
         return []
-    told = _some([f"{name} ({fault})" for name, fault in bad])
+    told = some([f"{name} ({fault})" for name, fault in bad])
     if not skip_bad or len(bad) == total:
         raise DataError(
             f"{len(bad)} of {total} files cannot be used as images: {told}; mend or remove "
@@ -541,19 +496,37 @@ def refuse_or_note_bad(bad: Sequence[tuple[str, str]], total: int, skip_bad: boo
 # --- labels, splits, fingerprint -----------------------------------------------------------
 
 
-def _part_labels(
-    table: _Table, task: Task | None, delimiter: str
-) -> tuple[list[Labels], Task, list[str]]:
+def _part_labels(table: _Table, task: Task | None) -> tuple[list[Labels], Task, list[str]]:
     """Labels per row, the task, and notes; decided from the whole column, never from row 0."""
+    several_columns = table.delimiter == SEPARATOR
     whole: list[Labels] = [(label,) if label else () for label in table.labels]
-    if task == "single" or not table.delimited:
+    if table.delimiter is None or (task == "single" and not several_columns):
         return whole, task or "single", []
-    parted = [_part(label, delimiter) for label in table.labels]
+    parted = [_part(label, table.delimiter) for label in table.labels]
     several = sum(len(labels) > 1 for labels in parted)
+    if several and task == "single":
+        raise DataError(
+            f"{table.name}: {several} of {len(parted)} rows have labels in several columns;"
+            " single-label training takes at most one, --task multi takes all"
+        )
     if task is None and several:
         note = f"{several} of {len(parted)} rows have several labels: the task is multi-label."
         return parted, "multi", [note]
-    return (parted if task == "multi" else whole), task or "single", []
+    single = parted if several_columns else whole
+    return (parted if task == "multi" else single), task or "single", []
+
+
+def _look_alikes(classes: Iterable[str]) -> list[str]:
+    """A note on classes that differ only in case, spaces, hyphens or how they are encoded."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        plain = re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name)).casefold()
+        groups.setdefault(plain, []).append(name)
+    alike = [" and ".join(map(repr, names)) for names in groups.values() if len(names) > 1]
+    if not alike:
+        return []
+    told = f"Classes that look alike, and are kept apart: {some(alike)}."
+    return [f"{told} Rename those that are one."]
 
 
 def _part(label: str, delimiter: str) -> Labels:
@@ -578,7 +551,7 @@ def require_every_class(source: Source, rows: Iterable[int]) -> None:
         if lacking:
             raise DataError(
                 f"{source.name}: {len(lacking)} of {len(source.classes)} classes have no images "
-                f"to {purpose} on: {_some(lacking)}; add images to each, or leave the class out"
+                f"to {purpose} on: {some(lacking)}; add images to each, or leave the class out"
             )
 
 
@@ -593,8 +566,3 @@ def _fingerprint(table: _Table, labels: list[Labels], splits: list[Split]) -> st
 
 def _names(folders: Iterable[Path]) -> str:
     return ", ".join(folder.name for folder in folders)
-
-
-def _some(words: Sequence[str]) -> str:
-    more = f" and {len(words) - _NAMED_FILES} more" if len(words) > _NAMED_FILES else ""
-    return ", ".join(words[:_NAMED_FILES]) + more

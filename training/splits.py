@@ -20,6 +20,18 @@ class Split(StrEnum):
     TEST = "test"  # reported once
 
 
+# What sources call them, in folders and tables.
+SPLIT_WORDS = {
+    "fit": Split.FIT,
+    "train": Split.FIT,
+    "training": Split.FIT,
+    "valid": Split.VALIDATION,
+    "validation": Split.VALIDATION,
+    "val": Split.VALIDATION,
+    "calibration": Split.CALIBRATION,
+    "test": Split.TEST,
+}
+
 Shares = dict[Split, float]
 
 # Where a source names nothing, only training, training and test, or training and validation.
@@ -40,6 +52,7 @@ _MORE: Shares = {Split.FIT: 0.8, Split.VALIDATION: 0.1, Split.CALIBRATION: 0.1}
 
 # Under 99 calibration images nothing is ever flagged at 1 %; some may yet turn out broken.
 LEAST_CALIBRATION = 120
+_NO_TEST = "The data name no test rows: nothing is reported on unseen images."
 _ENOUGH_TO_SPARE = 400  # images in all, from which fit can spare that many
 
 
@@ -49,6 +62,8 @@ def deal_splits(
     """A split for every row, seeded and stratified, keeping to what the source names."""
     names = set(named)
     kind: Split | None
+    if {Split.VALIDATION, Split.CALIBRATION} <= names:
+        return _named_splits(labels, named, seed)
     if Split.VALIDATION in names:
         kind, shares = Split.VALIDATION, _VALIDATION_HALVES
         notes = ["Calibration is a seeded half of the rows that the data name as validation."]
@@ -66,8 +81,16 @@ def deal_splits(
     if shares is _PLAIN and len(splits) >= _ENOUGH_TO_SPARE:
         notes += _fill_calibration(labels, splits, seed)
     if Split.TEST not in splits:
-        notes.append("The data name no test rows: nothing is reported on unseen images.")
+        notes.append(_NO_TEST)
     return splits, notes
+
+
+def _named_splits(
+    labels: Sequence[Labels], named: Sequence[Split | None], seed: int
+) -> tuple[list[Split], list[str]]:
+    """The source names validation and calibration: nothing is dealt, rows without a name train."""
+    notes = [] if Split.TEST in named else [_NO_TEST]
+    return [split or Split.FIT for split in named], notes
 
 
 def deal_more(labels: Sequence[Labels], seed: int) -> list[Split]:
