@@ -110,22 +110,29 @@ def prepare(
 
 def prepare_checked(data: bytes, header: Header, spec: InputSpec, place: float = 0.5) -> Pixels:
     """`prepare` for bytes whose `header` came from `check`, which is not repeated."""
+    return fit_to(decode(data, header, math.ceil(spec.size / spec.crop)), spec, place)
+
+
+def decode(data: bytes, header: Header, least_side: int) -> Pixels:
+    """Bytes to upright pixels, uint8 H x W or H x W x 3. Raises `ImageError`; nothing else.
+
+    A JPEG is decoded at the smallest DCT scale that keeps both sides at `least_side` or more.
+    """
     try:
         match header.format:
             case "jpeg":
-                pixels = _decode_jpeg(data, header, math.ceil(spec.size / spec.crop))
+                pixels = _decode_jpeg(data, header, least_side)
             case "png":
                 pixels = _decode_png(data, header)
             case "webp":
                 pixels = _decode_webp(data, header)
-        pixels = _upright(pixels, orientation(data, header))
+        return _upright(pixels, orientation(data, header))
     except ImageError:
         raise
     except Exception as error:
         raise ImageError(
             "undecodable", f"the {header.format.upper()} is broken or truncated: {error}"
         ) from error
-    return fit_to(pixels, spec, place)
 
 
 def fit_to(pixels: Pixels, spec: InputSpec, place: float = 0.5) -> Pixels:

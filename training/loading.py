@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from model.errors import DataError, ImageError
 from model.images import InputSpec
-from training.sources import Pixels, Source, refuse_or_note_bad, require_every_class
+from training.sources import Fault, Pixels, Source, refuse_or_note_bad, require_every_class
 from training.splits import Split
 
 Progress = Callable[[int, int], None]  # images done, images in all
-Fault = tuple[str, str]  # name of a file, what is wrong with it
 
 NONE_OF_THEM = -1  # target of a single-label item without a label
 _FORMAT = 1  # of the cache; raise it when what is stored changes

@@ -5,24 +5,20 @@ It stands alone: no scripts, no fonts, nothing fetched. Light and dark follow th
 
 from __future__ import annotations
 
-import base64
-import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from model.decision import Calibration, Task
 from training.calibration import Reliability
 from training.charts import Chart, Series, draw, legend
 from training.metrics import wilson_interval
+from training.pages import data_uri, templates, write_page
 from training.thresholds import ThresholdChoice
 
 Array = NDArray[Any]
@@ -141,25 +137,12 @@ def write_report(path: Path | str, report: ReportData) -> None:
 
     Raises OSError when the file cannot be written.
     """
-    target = Path(path)
-    text = render(report)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_page(path, render(report))
 
 
 def render(report: ReportData) -> str:
     """The report as one HTML document."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters.update(
         percent=percent, figure=_figure, thousands=_thousands, plain=_plain, labels=_labels
     )
@@ -518,22 +501,9 @@ def _promise(alpha: float | None, rows: int | None) -> str:
 def _mistake(mistake: Mistake) -> dict[str, Any]:
     image = mistake.get("image")
     return {
-        "uri": None if image is None else _data_uri(image),
+        "uri": None if image is None else data_uri(image),
         "name": mistake.get("name", ""),
         "truth": mistake.get("truth", ()),
         "labels": mistake.get("labels", ()),
         "confidence": mistake.get("confidence"),
     }
-
-
-def _data_uri(image: Array | bytes) -> str:
-    """A PNG as a data address; raises ValueError when the array is not a uint8 image."""
-    if not isinstance(image, bytes):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise ValueError(
-                f"a picture must be uint8 H x W or H x W x 3, got {image.dtype} {image.shape}"
-            )
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        image = buffer.getvalue()
-    return "data:image/png;base64," + base64.b64encode(image).decode("ascii")

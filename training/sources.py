@@ -29,6 +29,7 @@ from training.splits import SPLIT_WORDS, Labels, Split, deal_more, deal_splits
 from training.tables import SEPARATOR, Columns, TableRows, read_table_file, some
 
 Pixels = NDArray[np.uint8]
+Fault = tuple[str, str]  # name of a file, what is wrong with it
 
 FASHION_MNIST = "fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -51,6 +52,9 @@ class Reader(Protocol):
     def largest_side(self) -> int:
         """Longest side in pixels, of a few rows."""
 
+    def stored(self, row: int) -> bytes | Pixels:
+        """The row as it lies there: an encoded file, or pixels H x W. Raises OSError."""
+
 
 @dataclass(frozen=True)
 class FileReader:
@@ -67,6 +71,10 @@ class FileReader:
         headers = [read_header(path.read_bytes()) for path in self.paths[:_SIZED_FILES]]
         return max(max(header.width, header.height) for header in headers)
 
+    def stored(self, row: int) -> bytes:
+        """The file's bytes."""
+        return self.paths[row].read_bytes()
+
 
 @dataclass(frozen=True)
 class ArrayReader:
@@ -81,6 +89,11 @@ class ArrayReader:
     def largest_side(self) -> int:
         """All are of one size."""
         return int(max(self.pixels.shape[1:3]))
+
+    def stored(self, row: int) -> Pixels:
+        """The pixels."""
+        its: Pixels = self.pixels[row]
+        return its
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,12 @@ class JoinedReader:
     def largest_side(self) -> int:
         """Of the first: what is added does not change the architecture."""
         return self.first.largest_side()
+
+    def stored(self, row: int) -> bytes | Pixels:
+        """As the reader has it that the row belongs to."""
+        if row < self.count:
+            return self.first.stored(row)
+        return self.second.stored(self.chosen[row - self.count])
 
 
 @dataclass(frozen=True)
@@ -124,6 +143,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     skip_bad: bool = False
     for_training: bool = True
+    left_out: list[Fault] = field(default_factory=list)  # files that cannot be used
 
     def __len__(self) -> int:
         return len(self.names)
@@ -146,6 +166,7 @@ class _Table:
     classes: list[str] | None = None  # None: the labels that occur, sorted
     delimiter: str | None = None  # None: a label is one, whatever is in it
     notes: list[str] = field(default_factory=list)
+    left_out: list[Fault] = field(default_factory=list)
 
 
 def open_source(
@@ -193,6 +214,7 @@ def open_source(
         notes=[*table.notes, *notes, *_look_alikes(classes), *split_notes],
         skip_bad=skip_bad,
         for_training=for_training,
+        left_out=table.left_out,
     )
     if more is not None:
         source = _with_more(source, more, delimiter, seed)
@@ -381,6 +403,7 @@ def _pattern_table(root: Path, pattern: str, skip_bad: bool) -> _Table:
         reader=FileReader([paths[row] for row in kept]),
         content=[],
         notes=notes,
+        left_out=bad,
     )
 
 
@@ -467,6 +490,7 @@ def _without_bad_files(table: _Table, skip_bad: bool) -> _Table:
         reader=FileReader([paths[row] for row in good]),
         content=[result for result in results if isinstance(result, bytes)],
         notes=[*table.notes, *notes],
+        left_out=[*table.left_out, *bad],
     )
 
 
@@ -480,7 +504,7 @@ def _digest_or_fault(path: Path) -> bytes | str:
     return hashlib.sha256(data).digest()
 
 
-def refuse_or_note_bad(bad: Sequence[tuple[str, str]], total: int, skip_bad: bool) -> list[str]:
+def refuse_or_note_bad(bad: Sequence[Fault], total: int, skip_bad: bool) -> list[str]:
     """Notes on skipped files; a `DataError` where they may not be skipped, or all are bad."""
     if not bad:
         return []
@@ -535,9 +559,12 @@ def _part(label: str, delimiter: str) -> Labels:
     return tuple(dict.fromkeys(word for word in words if word))
 
 
-def require_every_class(source: Source, rows: Iterable[int]) -> None:
-    """Raise `DataError` where rows for training do not teach and validate two classes."""
-    if not source.for_training:
+def require_every_class(source: Source, rows: Iterable[int], *, always: bool = False) -> None:
+    """Raise `DataError` where rows for training do not teach and validate two classes.
+
+    Data that are not for training pass, but where it is `always` asked.
+    """
+    if not (source.for_training or always):
         return
     counts = Counter((source.splits[row], label) for row in rows for label in source.labels[row])
     without_none = source.task == "single" or all(source.labels)
