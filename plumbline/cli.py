@@ -19,6 +19,7 @@ import click
 from model.errors import BundleError, PlumblineError, SettingsError
 from model.settings import PREFIX, ModelSettings, read_settings, refuse_unknown
 from monitoring.settings import MonitoringSettings
+from plumbline.data_commands import data
 from plumbline.lr_find_command import lr_find
 from plumbline.settings import ClientSettings
 from plumbline.training_options import (
@@ -513,3 +514,4 @@ def add_key(name: str, scopes: tuple[str, ...]) -> None:
 
 
 main.add_command(lr_find)
+main.add_command(data)

@@ -95,8 +95,16 @@ class Looked:
     spread: NDArray[np.float32]  # N: standard deviation of the grey picture
 
 
-def check_data(source: Source, *, progress: Progress | None = None, samples: int = 8) -> DataCheck:
+def check_data(
+    source: Source,
+    *,
+    progress: Progress | None = None,
+    skip_bad: bool = False,
+    samples: int = 8,
+) -> DataCheck:
     """Decode every image once and report on all of them; memory grows by 1.3 KB an image.
+
+    Files that cannot be used are an error, or a warning where training would `skip_bad`.
 
     `source` is best opened with `skip_bad` and not `for_training`, so that whatever is wrong is
     found together rather than refused one by one.
@@ -105,7 +113,7 @@ def check_data(source: Source, *, progress: Progress | None = None, samples: int
     faults = [*source.left_out, *faults]
     kept = looked.rows.tolist()
     findings = [
-        *_fault_findings(faults, len(source) + len(source.left_out)),
+        *_fault_findings(faults, len(source) + len(source.left_out), skip_bad),
         *_class_findings(source, kept),
         *_duplicate_findings(source, looked),
         *_size_findings(source, looked),
@@ -213,15 +221,14 @@ def _three(values: NDArray[np.int64]) -> tuple[int, int, int]:
 # --- findings ------------------------------------------------------------------------------
 
 
-def _fault_findings(faults: Sequence[Fault], total: int) -> list[Finding]:
+def _fault_findings(faults: Sequence[Fault], total: int, skip_bad: bool) -> list[Finding]:
     if not faults:
         return []
-    sentence = (
-        f"{len(faults)} of {total} files cannot be used as images: mend or remove them, or train"
-        " with --skip-bad."
+    sentence = f"{len(faults)} of {total} files cannot be used as images: " + (
+        "they would be skipped." if skip_bad else "mend or remove them, or train with --skip-bad."
     )
     told = tuple(f"{name}: {fault}" for name, fault in faults)
-    return [Finding("error", "corrupt files", sentence, told)]
+    return [Finding("warning" if skip_bad else "error", "corrupt files", sentence, told)]
 
 
 def _class_findings(source: Source, rows: Sequence[int]) -> list[Finding]:

@@ -135,17 +135,7 @@ def prepare_training(
     say: Say = lambda message: None,
 ) -> Prepared:
     """Open and decode the data, and choose what the request leaves open."""
-    source = open_source(
-        request.data,
-        task=request.task,
-        delimiter=request.delimiter,
-        seed=request.seed,
-        skip_bad=request.skip_bad,
-        home=store.home,
-        more=None if request.more is None else Path(request.more),
-        pattern=request.pattern,
-        columns=request.columns,
-    )
+    source = _open(request, store)
     say(f"{len(source)} images of {len(source.classes)} classes, {source.task}-label")
     for note in source.notes:
         say(note)
@@ -159,6 +149,34 @@ def prepare_training(
     presized = _presized(source, spec, settings, store, show_progress)
     source.notes.extend(_unlabelled_note(request, source, splits))
     return Prepared(source, architecture, weights, spec, splits, presized, settings, request.seed)
+
+
+def choose_pipeline(
+    request: TrainRequest, store: ModelStore
+) -> tuple[Source, InputSpec, TrainingSettings]:
+    """What images would pass through, without decoding any: for a look at single items.
+
+    Unusable files are left out, and classes may be missing. Raises `DataError`.
+    """
+    source = _open(replace(request, skip_bad=True), store, for_training=False)
+    architecture, weights = choose_architecture(request, source)
+    settings = _settings(request, pretrained=weights is not None)
+    return source, _input_spec(architecture, request.size), settings
+
+
+def _open(request: TrainRequest, store: ModelStore, *, for_training: bool = True) -> Source:
+    return open_source(
+        request.data,
+        task=request.task,
+        delimiter=request.delimiter,
+        seed=request.seed,
+        skip_bad=request.skip_bad,
+        home=store.home,
+        for_training=for_training,
+        more=None if request.more is None else Path(request.more),
+        pattern=request.pattern,
+        columns=request.columns,
+    )
 
 
 def _presized(

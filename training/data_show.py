@@ -1,0 +1,144 @@
+"""One item through the pipeline, step by step, so that a mistake shows where it happens.
+
+fastai book, chapter 5: build the pipeline a little at a time, and look at what every step gives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.errors import ImageError, SettingsError
+from model.images import InputSpec, Pixels, check, decode, fit_to
+from training.augment import augment
+from training.loading import presized_spec, targets_of
+from training.settings import TrainingSettings
+from training.sources import Source
+from training.splits import Split
+from training.warp import warp
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the pipeline gave."""
+
+    name: str
+    says: str
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    least: float | None = None
+    most: float | None = None
+    picture: Pixels | None = None  # H x W or H x W x 3
+
+
+def find_row(source: Source, item: str) -> int:
+    """The row that a number (from 0) or a name of `source` means. Raises `SettingsError`."""
+    if item in source.names:
+        return source.names.index(item)
+    if item.isdecimal() and int(item) < len(source):
+        return int(item)
+    raise SettingsError(
+        f"--item {item!r}: no such item in {source.name}; valid is a name such as"
+        f" {source.names[0]!r}, or a number from 0 to {len(source) - 1}"
+    )
+
+
+def show_item(
+    source: Source, row: int, spec: InputSpec, settings: TrainingSettings, *, draws: int = 3
+) -> list[Step]:
+    """The steps from stored bytes to network input and target, in their order.
+
+    Where the item is to fit on, they are those of training, with `draws` random warps;
+    otherwise those of serving. Ends early, with a step that says why, where one fails.
+    """
+    stored = source.reader.stored(row)
+    steps: list[Step] = []
+    try:
+        if isinstance(stored, bytes):
+            steps.append(_bytes_step(stored))
+            pixels = decode(stored, check(stored), math.ceil(spec.size / spec.crop))
+            steps.append(_array_step("decode", "upright, in RGB or grey", pixels))
+        else:
+            pixels = stored
+            steps.append(_array_step("read", "pixels of the idx file", pixels))
+        prepared = fit_to(pixels, spec)
+        says = f"to {spec.size} px, {spec.interpolation}; what serving and validation see"
+        steps.append(_array_step("crop the middle and resize", says, prepared))
+        shown, more = _training_steps(source, row, spec, settings, prepared, draws)
+    except ImageError as error:
+        return [*steps, Step("failed", str(error))]
+    return [*steps, *more, _normalised(shown, spec), _target_step(source, row)]
+
+
+def _training_steps(
+    source: Source,
+    row: int,
+    spec: InputSpec,
+    settings: TrainingSettings,
+    prepared: Pixels,
+    draws: int,
+) -> tuple[Pixels, list[Step]]:
+    """What training alone does, and the image that it hands on."""
+    if source.splits[row] is not Split.FIT:
+        return prepared, []
+    generator = torch.Generator().manual_seed(settings.seed)
+    if not settings.presize:
+        batch = torch.from_numpy(np.stack([prepared] * draws))
+        changed = augment(batch, settings.augmentation, generator).numpy()
+        says = "mirror, shift and erase, drawn anew at every step of training"
+        return changed[0], _draws("augment", says, changed)
+    larger = presized_spec(spec, math.ceil(settings.presize * spec.size))
+    place = float(np.random.default_rng((settings.seed, row)).random())
+    presized = source.reader.prepare(row, larger, place)
+    says = f"to {larger.size} px, {settings.presize:g} times the input; cut {place:.0%} of the way"
+    batch = torch.from_numpy(np.stack([presized] * draws))
+    warped = warp(batch, spec.size, settings.warp, generator).numpy()
+    warps = _draws("warp", "crop, zoom, turn, shear, tilt: one matrix, then light", warped)
+    return warped[0], [_array_step("presize", says, presized), *warps]
+
+
+def _draws(name: str, says: str, images: NDArray[Any]) -> list[Step]:
+    return [
+        _array_step(f"{name}, draw {number}", says, image)
+        for number, image in enumerate(images, start=1)
+    ]
+
+
+def _bytes_step(stored: bytes) -> Step:
+    header = check(stored)
+    says = f"{header.format.upper()} of {header.width} x {header.height} px"
+    return Step("read", says, (len(stored),), "bytes")
+
+
+def _array_step(name: str, says: str, values: NDArray[Any]) -> Step:
+    picture = values if values.dtype == np.uint8 else np.clip(values, 0, 255).astype(np.uint8)
+    return Step(
+        name,
+        says,
+        tuple(values.shape),
+        str(values.dtype),
+        float(values.min()),
+        float(values.max()),
+        picture,
+    )
+
+
+def _normalised(image: NDArray[Any], spec: InputSpec) -> Step:
+    """As the network's first layer has it: channels first, mean and deviation taken out."""
+    values = (image.astype(np.float32) / 255 - np.array(spec.mean)) / np.array(spec.std)
+    values = values.astype(np.float32).transpose(2, 0, 1)
+    says = "inside the network: channels first, less the mean, over the deviation"
+    least, most = float(values.min()), float(values.max())
+    return Step("normalise", says, tuple(values.shape), str(values.dtype), least, most)
+
+
+def _target_step(source: Source, row: int) -> Step:
+    target = targets_of(source, [row])[0]
+    labels = ", ".join(source.labels[row]) or "none of the classes"
+    says = f"{labels} ({source.splits[row]} split): {np.array2string(target, threshold=12)}"
+    return Step("label to target", says, tuple(target.shape), str(target.dtype))
