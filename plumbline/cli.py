@@ -160,6 +160,13 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
     is_flag=True,
     help="Where validation loss turned, train anew with that many epochs.",
 )
+@click.option(
+    "--track",
+    type=click.Choice(["tensorboard", "none"]),
+    default="tensorboard",
+    show_default=True,
+    help="Write losses, rates and metrics below $PLUMBLINE_HOME/runs.",
+)
 @training_options
 def train(
     learning_rate: tuple[float | None, float] | None,

@@ -51,6 +51,7 @@ from training.settings import TrainingSettings
 from training.sources import FASHION_MNIST, Source, open_source
 from training.splits import Split
 from training.tables import Columns
+from training.tracking import TensorBoard, TrackerName, run_folder
 
 Say = Callable[[str], None]
 
@@ -94,6 +95,7 @@ class TrainRequest:
     resume: bool = False  # go on from the checkpoint of an interrupted training
     keep_fine_tuned: bool = False  # also where the linear head is better
     retrain_to_overfit_point: bool = False
+    track: TrackerName = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,11 @@ def run_training(
     check_name(request.name)
     prepared = prepare_training(request, store, show_progress=show_progress, say=say)
     bar = ProgressBar("training", enabled=show_progress)
-    outcome = _train(prepared, request, store, [bar], say)
+    tracker = None
+    if request.track == "tensorboard":
+        tracker = TensorBoard(run_folder(store.home, request.name), say)
+    callbacks = [bar] if tracker is None else [bar, tracker]
+    outcome = _train(prepared, request, store, callbacks, say)
     source, splits, history = prepared.source, prepared.splits, outcome.history
     say(
         f"kept: {outcome.kept}; trained in {history.precision}:"
@@ -243,6 +249,11 @@ def run_training(
     )
     bundle = pack(trained, store, say)
     outcome.checkpoint.unlink(missing_ok=True)
+    if tracker is not None:
+        measured = bundle.manifest.metrics.items()
+        metrics = {name: its.value for name, its in measured if its.value is not None}
+        tracker.registered(bundle.manifest.tag, bundle.manifest.metrics_split, metrics)
+        say(f"tracked: tensorboard --logdir {store.home / 'runs'}")
     say(bundle.manifest.outlier.statement)
     return bundle
 
