@@ -20,6 +20,7 @@ from model.errors import BundleError, PlumblineError, SettingsError
 from model.settings import PREFIX, ModelSettings, read_settings, refuse_unknown
 from monitoring.settings import MonitoringSettings
 from plumbline.data_commands import data
+from plumbline.learning_curve_command import learning_curve
 from plumbline.lr_find_command import lr_find
 from plumbline.settings import ClientSettings
 from plumbline.training_options import (
@@ -522,3 +523,4 @@ def add_key(name: str, scopes: tuple[str, ...]) -> None:
 
 main.add_command(lr_find)
 main.add_command(data)
+main.add_command(learning_curve)
