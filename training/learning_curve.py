@@ -125,14 +125,14 @@ def judge(name: str, validation_images: int, points: Sequence[Point]) -> Learnin
             f"whether more would help is too close to call: twice as many may reach"
             f" {expected:.3f}, and more validation images would tell."
         )
-    return LearningCurve(name, validation_images, tuple(points), expected, helps, f"{start}: {end}")
+    return LearningCurve(name, validation_images, tuple(points), expected, helps, f"{start}; {end}")
 
 
 def picture(curve: LearningCurve) -> str:
     """The points, and what twice the images are expected to reach, as an SVG drawing."""
     x = np.array([math.log2(point.images) for point in curve.points])
     y = np.array([point.metric for point in curve.points])
-    series = [Series("measured", x, y), Series("measured", x, y, "dots")]
+    series = [Series("measured", x, y, "dots")]
     if curve.expected_at_twice is not None:
         ahead = np.array([y[-1], curve.expected_at_twice])
         series.append(Series("expected", np.array([x[-1], x[-1] + 1]), ahead, colour=2))
