@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from model.settings import ModelSettings, read_settings
-from plumbline.training_options import data_options, take_columns, take_knobs, training_options
+from plumbline.training_options import (
+    data_options,
+    network_options,
+    take_columns,
+    take_knobs,
+    training_options,
+)
 
 if TYPE_CHECKING:
     from training.data_check import DataCheck
@@ -74,20 +80,16 @@ def _print_check(found: DataCheck) -> None:
     for finding in found.findings:
         click.echo(f"{finding.severity}: {finding.kind}: {finding.sentence}")
         for example in finding.examples[:_MOST_TOLD]:
-            click.echo(f"    {example!r}" if "\n" in example else f"    {example}")
+            # Names of files may hold line ends, and bytes that are no text.
+            click.echo(f"    {example if example.isprintable() else ascii(example)}")
         left = len(finding.examples) - _MOST_TOLD
         if left > 0:
             click.echo(f"    and {left} more")
 
 
 @data.command("show")
-@click.option("--data", required=True, help="As for train.")
 @click.option("--item", default="0", show_default=True, help="Its name, or its number from 0.")
-@click.option("--task", type=click.Choice(["single", "multi"]), help="Default: by the labels.")
-@click.option("--architecture", help="As for train.")
-@click.option("--weights", help="As for train.")
-@click.option("--size", type=click.IntRange(8, 4096), help="Side of the input in pixels.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@network_options
 @data_options
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with pictures."

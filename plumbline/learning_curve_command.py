@@ -12,6 +12,7 @@ import click
 from model.settings import ModelSettings, read_settings
 from plumbline.training_options import (
     data_options,
+    network_options,
     take_columns,
     take_knobs,
     training_options,
@@ -34,15 +35,10 @@ class Shares(click.ParamType[tuple[float, ...]]):
 
 
 @click.command("learning-curve")
-@click.option("--data", required=True, help="As for train.")
-@click.option("--task", type=click.Choice(["single", "multi"]), help="Default: by the labels.")
-@click.option("--architecture", help="As for train.")
-@click.option("--weights", help="As for train.")
-@click.option("--size", type=click.IntRange(8, 4096), help="Side of the input in pixels.")
 @click.option("--epochs", type=click.IntRange(0), help="On all of the data; more on a share.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="The highest.")
 @click.option("--batch-size", type=click.IntRange(1))
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@network_options
 @data_options
 @click.option("--shares", type=Shares(), default="0.125,0.25,0.5,1", show_default=True)
 @click.option(

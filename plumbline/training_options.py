@@ -108,6 +108,23 @@ _DATA_OPTIONS = (
 )
 
 
+_NETWORK_OPTIONS = (
+    click.option("--data", required=True, help="As for train."),
+    click.option("--task", type=click.Choice(["single", "multi"]), help="Default: by the labels."),
+    click.option("--architecture", help="As for train."),
+    click.option("--weights", help="As for train."),
+    click.option("--size", type=click.IntRange(8, 4096), help="Side of the input in pixels."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+)
+
+
+def network_options(command: Command) -> Command:
+    """Add the options that name data and network to a command that tries what train would do."""
+    for option in reversed(_NETWORK_OPTIONS):
+        command = option(command)
+    return command
+
+
 def data_options(command: Command) -> Command:
     """Add the options that say how to read data to a command."""
     for option in reversed(_DATA_OPTIONS):

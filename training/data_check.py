@@ -248,6 +248,8 @@ def _class_findings(source: Source, rows: Sequence[int]) -> list[Finding]:
     if few:
         sentence = f"{len(few)} classes have under {_FEW_IMAGES} images to train on: {some(few)}."
         found.append(Finding("warning", "few images", sentence))
+    if not fit:  # no label at all, which is told above
+        return found
     smallest, largest = min(fit, key=lambda its: fit[its]), max(fit, key=lambda its: fit[its])
     if fit[smallest] and fit[largest] >= _IMBALANCE * fit[smallest]:
         sentence = (

@@ -145,6 +145,15 @@ def test_rows_without_a_label_are_counted_as_none_of_the_classes(tmp_path: Path)
     assert check.classes == ("a", "b")
 
 
+def test_a_table_without_a_single_label_is_one_class_too_few(tmp_path: Path) -> None:
+    fill(tmp_path, "images", range(12))
+    rows = "".join(f"images/{seed:03}.png,\n" for seed in range(12))
+    (tmp_path / "table.csv").write_text("fname,labels\n" + rows)
+    check = checked(tmp_path / "table.csv")
+    assert found(check, "classes").severity == "error"
+    assert check.classes == ()
+
+
 def test_the_page_escapes_names_and_shows_samples(clean: Path, tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
     fill(clean.parent / "data", nasty.replace("/", "!"), range(60, 80))
