@@ -9,7 +9,7 @@ from model.errors import PlumblineError
 from plumbline import predict
 from plumbline.client import Client, ServiceError
 
-BAD = b"bad"
+BAD = b"<bad>"  # the boundary of a request is random hexadecimal digits, which may spell bad
 
 
 @pytest.fixture
