@@ -23,7 +23,13 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_DECODABLE = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_SCANS_LIMIT = 64
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff]")
+# Honest files have under two hundred: a colour profile of ten megabytes takes 160.
+_JPEG_SEGMENTS_LIMIT = 2000
+# Where the next segment begins, behind any number of fill bytes.
+_JPEG_NEXT_MARKER = re.compile(rb"\xff++[^\xff]")
+# Only the last byte of fill: to search for all of it would take the square of its length. Restart
+# markers, of which a scan may have many, are passed over.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _JPEG_WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
 
@@ -74,20 +80,28 @@ def sniff(data: bytes) -> Format:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of the content of each JPEG segment before the first scan."""
+    """Marker, start and end of the content of each JPEG segment before the first scan.
+
+    Raises `ImageError` `undecodable` past a number of segments that no encoder writes: ten
+    megabytes can hold millions of them.
+    """
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-        elif marker in _JPEG_WITHOUT_LENGTH:
-            position += 2
-        elif marker in (_JPEG_SCAN, _JPEG_END):
-            break
-        else:
-            end = position + 2 + _big_endian(data, position + 2, 2)
-            yield marker, position + 4, end
-            position = end
+    for _ in range(_JPEG_SEGMENTS_LIMIT):
+        found = _JPEG_NEXT_MARKER.match(data, position)
+        if found is None or found.end() + 2 > len(data):
+            return
+        position = found.end()
+        marker = data[position - 1]
+        if marker in _JPEG_WITHOUT_LENGTH:
+            continue
+        if marker in (_JPEG_SCAN, _JPEG_END):
+            return
+        end = position + _big_endian(data, position, 2)
+        yield marker, position + 2, end
+        position = end
+    raise ImageError(
+        "undecodable", f"the JPEG has more than {_JPEG_SEGMENTS_LIMIT} segments before its scan"
+    )
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -121,22 +135,22 @@ def still_png(data: bytes) -> bytes:
 
 
 def too_many_jpeg_scans(data: bytes) -> bool:
-    """Whether a JPEG has more scans than any encoder writes.
+    """Whether a JPEG has more scans, or more segments about them, than any encoder writes.
 
-    Each costs a pass over all pixels and a few bytes: ten megabytes can hold an hour of work.
+    Each scan costs a pass over all pixels and a few bytes: ten megabytes can hold an hour of work.
     """
     if data.count(b"\xff\xda") <= _JPEG_SCANS_LIMIT:  # cheap, and true for honest images
         return False
     scans, position = 0, 2
-    while scans <= _JPEG_SCANS_LIMIT and (found := _JPEG_MARKER.search(data, position)):
-        position = found.end()
-        marker = data[position - 1]
-        if marker == _JPEG_END:
-            break
-        scans += marker == _JPEG_SCAN
-        if marker not in _JPEG_WITHOUT_LENGTH:
-            position += max(2, _big_endian(data, position, 2))
-    return scans > _JPEG_SCANS_LIMIT
+    for _ in range(_JPEG_SEGMENTS_LIMIT):
+        found = _JPEG_MARKER.search(data, position)
+        if found is None or found[0][1] == _JPEG_END:
+            return False
+        scans += found[0][1] == _JPEG_SCAN
+        if scans > _JPEG_SCANS_LIMIT:
+            return True
+        position = found.end() + max(2, _big_endian(data, found.end(), 2))
+    return True
 
 
 def _jpeg_header(data: bytes) -> Header:

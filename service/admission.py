@@ -137,10 +137,11 @@ class Admission:
 
     async def admit(self, data: bytes, spec: InputSpec) -> Admitted:
         """Check and decode one image. Raises `ImageError`."""
-        header = check(data, self._limits)
+        loop = asyncio.get_running_loop()
+        # In a thread: headers are short in honest images alone.
+        header = await loop.run_in_executor(self._threads, check, data, self._limits)
         pixels = header.width * header.height
         taken = await self._budget.take(pixels * _BYTES_A_PIXEL[header.format])
-        loop = asyncio.get_running_loop()
         job = self._threads.submit(_decode, data, header, spec)
         # Given back when the thread is done, which may be after its request gave up.
         job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._budget.give_back, taken))

@@ -7,7 +7,15 @@ from PIL import Image
 
 from model.errors import ImageError
 from model.exif import orientation
-from model.formats import Header, png_chunks, read_header, sniff, still_png, too_many_jpeg_scans
+from model.formats import (
+    Header,
+    jpeg_segments,
+    png_chunks,
+    read_header,
+    sniff,
+    still_png,
+    too_many_jpeg_scans,
+)
 
 KINDS = {
     "baseline": ("JPEG", {}),
@@ -98,6 +106,53 @@ def test_scans_are_counted_up_to_the_end_of_the_image(photograph, encoded):
     assert not too_many_jpeg_scans(data)
     assert not too_many_jpeg_scans(data + b"\xff\xda" * 1000)  # behind the end: ignored
     assert too_many_jpeg_scans(data[:-2] + scan * 100 + data[-2:])
+
+
+class Watched(bytes):
+    """Bytes that count how often one of them is read by itself, or a piece copied."""
+
+    reads = 0
+
+    def __getitem__(self, place):
+        self.reads += 1
+        return super().__getitem__(place)
+
+
+LARGEST = 10 * 2**20
+HOSTILE = {
+    "fill": b"\xff" * LARGEST,
+    "restart markers": b"\xff\xd0" * (LARGEST // 2),
+    "empty segments": b"\xff\xe0\x00\x02" * (LARGEST // 4),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_jpeg_of_ten_megabytes_without_a_frame_is_refused_in_few_steps(kind):
+    data = Watched(b"\xff\xd8" + HOSTILE[kind])
+    with pytest.raises(ImageError) as refusal:
+        read_header(data)
+    assert refusal.value.code == "undecodable"
+    assert data.reads < 10_000
+
+
+def test_fill_bytes_before_a_segment_are_passed_over(photograph, encoded):
+    data = encoded(photograph, "JPEG")
+    filled = data[:2] + b"\xff" * 100_000 + data[2:]
+    assert read_header(filled) == Header("jpeg", 200, 150)
+    assert [marker for marker, _, _ in jpeg_segments(filled)] == [
+        marker for marker, _, _ in jpeg_segments(data)
+    ]
+
+
+@pytest.mark.timeout(60)  # in the square of the length the fill alone would take days
+@pytest.mark.parametrize(
+    ("kind", "many"), [("fill", 0), ("restart markers", 0), ("empty segments", 1)]
+)
+def test_scans_are_counted_in_few_steps(kind, many, photograph, encoded):
+    scans = b"\xff\xee\x00\xca" + b"\xff\xda" * 100  # in a comment: they only look like scans
+    data = Watched(encoded(photograph, "JPEG")[:2] + scans + HOSTILE[kind])
+    assert too_many_jpeg_scans(data) == bool(many)
+    assert data.reads < 10_000
 
 
 @pytest.mark.parametrize("value", range(1, 9))

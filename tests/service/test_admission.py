@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from contextlib import suppress
 
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 from starlette.requests import Request
 
 from model.errors import ImageError
-from model.images import InputSpec, prepare, properties
+from model.images import InputSpec, check, prepare, properties
+from service import admission
 from service.admission import Admission, Admitted, ByteBudget, split_multipart
 from service.errors import RequestError
 from service.settings import ServiceSettings
@@ -298,6 +300,19 @@ def test_a_bad_image_stands_in_its_place_as_its_error(photograph, encoded):
 def test_a_single_bad_image_is_its_error_too():
     (outcome,) = admit_all([b"text"])
     assert outcome.code == "unsupported_type"
+
+
+def test_an_image_is_checked_off_the_event_loop(photograph, encoded, monkeypatch):
+    threads = []
+
+    def watched(*arguments):
+        threads.append(threading.current_thread())
+        return check(*arguments)
+
+    monkeypatch.setattr(admission, "check", watched)
+    (outcome,) = admit_all([encoded(photograph, "JPEG")])
+    assert isinstance(outcome, Admitted)
+    assert [thread is threading.main_thread() for thread in threads] == [False]
 
 
 def test_the_limits_of_the_settings_are_those_of_the_door(photograph, encoded):
