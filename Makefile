@@ -30,6 +30,7 @@ drift: $(INSTALLED) ## Play drifting traffic against what `make up` started; KIN
 	@$(BIN)/plumbline drift $(KIND)
 
 test: $(INSTALLED) ## Run the test suite (the longer tests: .venv/bin/pytest -m slow)
+	@scripts/get_fashion_mnist
 	$(BIN)/pytest
 
 lint: $(INSTALLED) ## Check style and types

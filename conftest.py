@@ -5,11 +5,11 @@ The model is trained once per test run, by the command line, on a part of Fashio
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -22,7 +22,10 @@ import httpx
 import numpy as np
 import pytest
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+from training.idx import IdxFiles, read_idx_files
+from training.sources import fashion_mnist_folder
+
+HOUSE = Path(__file__).parent
 TRAIN_ROWS, TEST_ROWS = 9_000, 1_000
 NAME = "garments"
 
@@ -93,26 +96,40 @@ def run_plumbline() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fashion_mnist() -> IdxFiles:
+    """All of Fashion-MNIST."""
+    return read_fashion_mnist(HOUSE / "var")
+
+
+def read_fashion_mnist(home: Path) -> IdxFiles:
+    """From Debian's package, else from below `home`, where a first use downloads it to."""
+    return read_idx_files(fashion_mnist_folder(home))
+
+
+@pytest.fixture(scope="session")
+def garments(fashion_mnist: IdxFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of idx files with the first rows of Fashion-MNIST."""
     folder = tmp_path_factory.mktemp("garments")
-    for prefix, rows in (("train", TRAIN_ROWS), ("t10k", TEST_ROWS)):
-        for kind, header, row_bytes in (("images-idx3", 16, 784), ("labels-idx1", 8, 1)):
-            name = f"{prefix}-{kind}-ubyte"
-            content = gzip.decompress((FASHION_MNIST / f"{name}.gz").read_bytes())
-            head = content[:4] + rows.to_bytes(4, "big") + content[8:header]
-            (folder / name).write_bytes(head + content[header : header + rows * row_bytes])
+    images, labels = fashion_mnist.images, np.array(fashion_mnist.labels, np.uint8)
+    for prefix, start, rows in (
+        ("train", 0, TRAIN_ROWS),
+        ("t10k", fashion_mnist.train_count, TEST_ROWS),
+    ):
+        chosen = slice(start, start + rows)
+        head = struct.pack(">4I", 2051, rows, *images.shape[1:])
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(head + images[chosen].tobytes())
+        head = struct.pack(">2I", 2049, rows)
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(head + labels[chosen].tobytes())
     return folder
 
 
 @pytest.fixture(scope="session")
-def garment_images() -> dict[str, np.ndarray]:
+def garment_images(fashion_mnist: IdxFiles) -> dict[str, np.ndarray]:
     """Test images of Fashion-MNIST, uint8 N x 28 x 28, and their labels."""
-    images = gzip.decompress((FASHION_MNIST / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
-    labels = gzip.decompress((FASHION_MNIST / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
+    start = fashion_mnist.train_count
     return {
-        "images": np.frombuffer(images, np.uint8).reshape(-1, 28, 28),
-        "labels": np.frombuffer(labels, np.uint8),
+        "images": fashion_mnist.images[start:],
+        "labels": np.array(fashion_mnist.labels[start:], np.uint8),
     }
 
 
@@ -159,8 +176,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> ServeFixture:
                 wait_until_ready(server)
             yield server
         finally:
-            process.terminate()
-            process.wait(60)
+            stop(process)
 
     return serve
 
@@ -170,6 +186,16 @@ def server(trained: TrainedHome, serving: ServeFixture) -> Iterator[Server]:
     """One server on `trained`, for tests that change nothing."""
     with serving(trained.path) as running:
         yield running
+
+
+def stop(process: subprocess.Popen[str], seconds: float = 60) -> None:
+    """Ask a server to stop, and wait for it; one that hangs fails the test, and is killed."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    finally:
+        process.kill()  # does nothing where it has ended
+        process.wait()
 
 
 def wait_until_ready(server: Server, seconds: float = 60) -> None:
