@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from model.decision import Task
 from model.errors import DataError, ImageError, SettingsError
 from model.formats import read_header
-from model.images import InputSpec, check, fit_to, prepare
+from model.images import InputSpec, check, decode, fit_to, prepare
 from training.idx import IdxFiles, find_idx_files, read_idx_files
 from training.splits import SPLIT_WORDS, Labels, Split, deal_more, deal_splits
 from training.tables import SEPARATOR, Columns, TableRows, read_table_file, some
@@ -37,6 +37,7 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _SIZED_FILES = 20  # of which the largest side is taken
 MORE_SHARE = 0.2  # of the fit rows, that added images come up to
 MORE_REPEATS = 20  # by being repeated so often at most
+_WHOLE_PIXELS = 2**31  # a least side at which no JPEG is decoded smaller than it is
 _TABLE_SUFFIXES = frozenset({".csv", ".parquet"})
 
 
@@ -236,28 +237,122 @@ def _with_more(source: Source, path: Path, delimiter: str, seed: int) -> Source:
             f"{path} has classes that {source.name} has not: {some(unknown)}; it has"
             f" {some(source.classes)}"
         )
+    new_rows, left_out = _new_rows(source, table, labels)
+    if not new_rows:
+        raise DataError(f"{path} adds nothing to {source.name}: {' '.join(left_out) or 'no rows'}")
+    labels = [labels[row] for row in new_rows]
     dealt = deal_more(labels, seed)
     fit_rows = source.splits.count(Split.FIT)
     new = max(1, dealt.count(Split.FIT))
     repeats = min(MORE_REPEATS, max(1, round(MORE_SHARE / (1 - MORE_SHARE) * fit_rows / new)))
     chosen = [
-        row for row, split in enumerate(dealt) for _ in range(repeats if split is Split.FIT else 1)
+        place
+        for place, split in enumerate(dealt)
+        for _ in range(repeats if split is Split.FIT else 1)
     ]
     note = (
         f"{len(labels)} labelled images of {path.name} were added to fit ({repeats} times each),"
         " validation and calibration."
     )
+    added = replace(
+        table,
+        names=[table.names[row] for row in new_rows],
+        content=[table.content[row] for row in new_rows],
+    )
     return replace(
         source,
-        names=source.names + [f"{path.stem}/{table.names[row]}" for row in chosen],
-        labels=source.labels + [labels[row] for row in chosen],
-        splits=source.splits + [dealt[row] for row in chosen],
-        reader=JoinedReader(source.reader, len(source), table.reader, chosen),
+        names=source.names + [f"{path.stem}/{added.names[place]}" for place in chosen],
+        labels=source.labels + [labels[place] for place in chosen],
+        splits=source.splits + [dealt[place] for place in chosen],
+        reader=JoinedReader(
+            source.reader, len(source), table.reader, [new_rows[place] for place in chosen]
+        ),
         fingerprint=hashlib.sha256(
-            (source.fingerprint + _fingerprint(table, labels, dealt)).encode()
+            (source.fingerprint + _fingerprint(added, labels, dealt)).encode()
         ).hexdigest(),
-        notes=[*source.notes, *table.notes, note],
+        notes=[*source.notes, *table.notes, *left_out, note],
     )
+
+
+def _new_rows(
+    source: Source, table: _Table, labels: Sequence[Labels]
+) -> tuple[list[int], list[str]]:
+    """Rows of `table` that may be added, each content once, and notes on the others.
+
+    What the source keeps for choosing, calibrating or testing must not be learned because someone
+    labelled it in production; nor may copies of one image be dealt to fit and to calibration.
+    """
+    rows_by_content: dict[bytes, list[int]] = {}
+    for row, digest in enumerate(_pixel_digests(table.reader, range(len(table.names)))):
+        rows_by_content.setdefault(digest, []).append(row)
+    sides = {_sides(table.reader.stored(rows[0])) for rows in rows_by_content.values()}
+    kept = [row for row, split in enumerate(source.splits) if split is not Split.FIT]
+    held = rows_by_content.keys() & set(_pixel_digests(source.reader, kept, sides))
+    contradicted = {
+        digest
+        for digest, rows in rows_by_content.items()
+        if len({frozenset(labels[row]) for row in rows}) > 1
+    } - held
+    new_rows = [
+        rows[0]
+        for digest, rows in rows_by_content.items()
+        if digest not in held and digest not in contradicted
+    ]
+    numbers = [sum(len(rows_by_content[its]) for its in group) for group in (held, contradicted)]
+    copies = len(table.names) - sum(numbers) - len(new_rows)
+    reasons = (
+        (numbers[0], f"they are validation, calibration or test images of {source.name}"),
+        (numbers[1], "copies of them have other labels"),
+        (copies, "they are copies of others"),
+    )
+    notes = [
+        f"{count} of {len(table.names)} labelled images of {table.name} were left out: {reason}."
+        for count, reason in reasons
+        if count
+    ]
+    return new_rows, notes
+
+
+def _pixel_digests(
+    reader: Reader, rows: Sequence[int], sides: Collection[tuple[int, int]] | None = None
+) -> list[bytes]:
+    """A digest of each row's pixels, equal for equal pixels whatever the file format.
+
+    Rows of other than the given sides are not decoded, and have none.
+    """
+
+    def digest(row: int) -> bytes:
+        stored = reader.stored(row)
+        if sides is not None and _sides(stored) not in sides:
+            return b""
+        return _pixel_digest(stored)
+
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(digest, rows))
+
+
+def _sides(stored: bytes | Pixels) -> tuple[int, int]:
+    """Shorter and longer, whatever way the image is turned."""
+    if isinstance(stored, bytes):
+        header = read_header(stored)
+        height, width = header.height, header.width
+    else:
+        height, width = stored.shape[:2]
+    return min(height, width), max(height, width)
+
+
+def _pixel_digest(stored: bytes | Pixels) -> bytes:
+    if isinstance(stored, bytes):
+        try:
+            pixels = decode(stored, read_header(stored), _WHOLE_PIXELS)
+        except ImageError:  # loading will tell
+            return hashlib.sha256(stored).digest()
+    else:
+        pixels = stored
+    if pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all():
+        pixels = pixels[:, :, 0]  # grey that was stored as colour
+    shape = repr(pixels.shape).encode()
+    return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
 def _read_table(

@@ -491,6 +491,78 @@ def test_added_images_are_read_as_files(tmp_path: Path) -> None:
     assert joined.reader.largest_side() == 28
 
 
+@pytest.mark.parametrize("split", [Split.VALIDATION, Split.CALIBRATION, Split.TEST])
+def test_what_is_kept_apart_is_not_learned_though_someone_labelled_it(
+    tmp_path: Path, split: Split
+) -> None:
+    """The rows of idx files are arrays, what comes back from production are files."""
+    base = open_source(idx_folder(tmp_path / "idx"))
+    path = production(tmp_path / "new", 20)
+    for number, row in enumerate(base.rows(split)[:3]):
+        pixels = base.reader.stored(row)
+        image = Image.fromarray(np.asarray(pixels)).convert(("L", "RGB", "RGBA")[number])
+        image.save(path.parent / "images" / f"{500 + number}.png")
+    joined = open_source(tmp_path / "idx", more=path)
+    assert len({*joined.names} - {*base.names}) == 17
+    assert any(
+        "3 of 20 labelled images of table were left out: they are validation, calibration or test"
+        in note
+        for note in joined.notes
+    )
+
+
+def test_what_is_kept_apart_is_known_again_in_files_of_another_format(tmp_path: Path) -> None:
+    fill(tmp_path / "base" / "cat", 20)
+    fill(tmp_path / "base" / "dog", 20, first=100)
+    base = open_source(tmp_path / "base")
+    path = production(tmp_path / "new", 5, label="cat")
+    kept = Image.open(tmp_path / "base" / base.names[base.rows(Split.TEST)[0]])
+    kept.save(path.parent / "images" / "500.png", "WEBP", lossless=True)
+    joined = open_source(tmp_path / "base", more=path)
+    assert "table/images/500.png" not in joined.names
+    assert "table/images/501.png" in joined.names
+
+
+def test_a_fit_image_that_comes_back_may_be_learned(tmp_path: Path) -> None:
+    base = open_source(idx_folder(tmp_path / "idx"))
+    path = production(tmp_path / "new", 5)
+    pixels = np.asarray(base.reader.stored(base.rows(Split.FIT)[0]))
+    Image.fromarray(pixels).save(path.parent / "images" / "500.png")
+    joined = open_source(tmp_path / "idx", more=path)
+    assert "table/images/500.png" in joined.names
+
+
+def test_copies_of_an_added_image_are_dealt_once(tmp_path: Path) -> None:
+    """Else calibration would hold what was fitted on."""
+    idx_folder(tmp_path / "idx")
+    path = production(tmp_path / "new", 40)
+    for number in range(20):
+        (path.parent / "images" / f"{500 + number}.png").write_bytes(image_bytes(7))
+    joined = open_source(tmp_path / "idx", more=path)
+    added = {name for name in joined.names if name.startswith("table/")}
+    assert len(added) == 21
+    assert any("19 of 40 labelled images of table were left out" in note for note in joined.notes)
+
+
+def test_copies_of_an_added_image_with_other_labels_are_left_out(tmp_path: Path) -> None:
+    idx_folder(tmp_path / "idx")
+    path = production(tmp_path / "new", 10)
+    path.write_text(path.read_text().replace("501.png,1", "501.png,2"))
+    (path.parent / "images" / "501.png").write_bytes(image_bytes(500))
+    joined = open_source(tmp_path / "idx", more=path)
+    assert not {"table/images/500.png", "table/images/501.png"} & {*joined.names}
+    assert any("2 of 10" in note and "other labels" in note for note in joined.notes)
+
+
+def test_more_that_is_nothing_new_is_refused(tmp_path: Path) -> None:
+    base = open_source(idx_folder(tmp_path / "idx"))
+    path = production(tmp_path / "new", 1)
+    pixels = np.asarray(base.reader.stored(base.rows(Split.TEST)[0]))
+    Image.fromarray(pixels).save(path.parent / "images" / "500.png")
+    with pytest.raises(DataError, match="adds nothing to idx: 1 of 1 labelled images"):
+        open_source(tmp_path / "idx", more=path)
+
+
 def test_added_images_of_unknown_classes_are_refused(tmp_path: Path) -> None:
     idx_folder(tmp_path / "idx")
     path = production(tmp_path / "new", 5, label="zebra")
