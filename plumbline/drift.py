@@ -1,7 +1,8 @@
 """`plumbline drift`: plays traffic whose domain changes, and tells what the monitor says.
 
-Clean images are the test images of the champion's data, changed ones its validation images: what
-the challenger learns from them has then nothing to do with the test images that it is compared on.
+Clean images are the test images of the champion's data, and nobody labels them: both versions are
+compared on them. Changed ones are made from its validation images, which no version learned, and
+the labeller speaks of those that were changed alone (docs/retraining.md says what that is worth).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -20,8 +21,10 @@ from PIL import Image, ImageFilter
 
 from model.errors import DataError, MonitorError, ServiceError
 from model.images import InputSpec, Pixels
+from model.settings import read_settings
 from model.store import ModelStore
 from plumbline.client import Client
+from plumbline.settings import ClientSettings
 from service.settings import ServiceSettings
 from training.self_check import made_foreign_images
 from training.sources import Source, open_source
@@ -50,7 +53,7 @@ class Play:
     share: float = 1.0
     labels: bool = True
     retraining: bool = True
-    seed: int = 0
+    seed: int = 0  # 0: by the clock, so that the next play sends other images
 
 
 def play(settings: ServiceSettings, what: Play) -> bool:
@@ -60,10 +63,12 @@ def play(settings: ServiceSettings, what: Play) -> bool:
     where the champion's data is not there any more.
     """
     pages = MonitorPages(f"http://{settings.monitor_on}")
-    with Client(f"http://{settings.serve_on}") as client:
+    what = _with_seed(what)
+    api_key = read_settings(ClientSettings).api_key
+    with Client(f"http://{settings.serve_on}", api_key=api_key) as client:
         tag = _check_ready(client, pages)
         source, spec = _source_of(settings, tag)
-        player = _Player(client, pages, source, spec, what)
+        player = Player(client, pages, source, spec, what)
         say(f"{what.clean_images} clean images to {tag}")
         player.send(Split.TEST, what.clean_images, changed=False)
         if what.kind == "clean":
@@ -75,6 +80,12 @@ def play(settings: ServiceSettings, what: Play) -> bool:
         if drifted and to_learn and player.send_until_retraining(Split.VALIDATION):
             pages.wait_for_retraining()
         return drifted
+
+
+def _with_seed(what: Play) -> Play:
+    seed = what.seed or int(time.time())
+    say(f"seed {seed}; --seed {seed} plays the same again")
+    return replace(what, seed=seed)
 
 
 def say(message: str) -> None:
@@ -150,8 +161,8 @@ class MonitorPages:
         raise MonitorError("the retraining did not end within an hour; see monitor/retrain.log")
 
 
-class _Player:
-    """Sends images with what a labeller says of them, each row of a split once."""
+class Player:
+    """Sends images with what a labeller says of the changed ones, each row of a split once."""
 
     def __init__(
         self, client: Client, pages: MonitorPages, source: Source, spec: InputSpec, what: Play
@@ -214,12 +225,16 @@ class _Player:
             yield batch
 
     def _image(self, row: int, *, changed: bool) -> tuple[bytes, Labels | None]:
-        """A PNG and its true labels; None for a foreign image, which has none."""
+        """A PNG with what the labeller says of it.
+
+        None of a foreign image, which has no labels, and of one that is as the data have it: it
+        is a test image, or was used for choices, and must not be learned.
+        """
         pixels = self._source.reader.prepare(row, self._spec)
-        labels: Labels | None = self._source.labels[row]
+        labels: Labels | None = None
         if changed and self._random.random() < self._what.share:
-            if self._what.kind == "foreign":
-                labels = None
+            if self._what.kind != "foreign":
+                labels = self._source.labels[row]
             pixels = change(self._what.kind, pixels, self._random)
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")

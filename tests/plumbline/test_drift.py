@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from model.errors import MonitorError
-from plumbline.drift import MonitorPages, change
+from model.images import InputSpec
+from plumbline import drift
+from plumbline.client import Client
+from plumbline.drift import MonitorPages, Play, Player, change, play
+from service.settings import ServiceSettings
+from training.sources import Source, open_source
+from training.splits import Split
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
 
@@ -27,3 +44,137 @@ def test_dark_halves_brightness_and_clean_changes_nothing():
 def test_no_monitor_is_told_with_how_to_start_it():
     with pytest.raises(MonitorError, match="make up"):
         MonitorPages("http://127.0.0.1:9").status()
+
+
+@dataclass
+class Heard:
+    """What a service was sent: images by the id it gave them, ids with labels, and keys."""
+
+    images: dict[str, bytes] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    keys: list[str | None] = field(default_factory=list)
+    address: str = ""
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    """A server that speaks the service's language and the monitor's, and writes down."""
+    heard = Heard()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.keys.append(self.headers["Authorization"])
+            self._answer({"state": "drift", "sentence": "drift", "name": "m", "version": "1"})
+
+        def do_POST(self) -> None:
+            heard.keys.append(self.headers["Authorization"])
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/v1/feedback":
+                said = json.loads(body)
+                heard.labels[said["id"]] = said["labels"]
+                self._answer({})
+                return
+            starts = body.split(b"\x89PNG")[1:]
+            given = {str(uuid.uuid4()): b"\x89PNG" + its for its in starts}
+            heard.images.update(given)
+            rows = [
+                {"id": its, "labels": [], "probabilities": {}, "out_of_domain": None, "error": None}
+                for its in given
+            ]
+            model = {"name": "m", "version": "1", "stage": "champion"}
+            self._answer({"model": model, "predictions": rows})
+
+        def _answer(self, content: dict[str, object]) -> None:
+            data = json.dumps(content).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *its: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    heard.address = f"127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield heard
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    """Two classes of small images that all differ."""
+    random = np.random.default_rng(3)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(60):
+            pixels = random.integers(128, 256, (28, 28, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    return open_source(tmp_path)
+
+
+SPEC = InputSpec(size=28, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+@pytest.fixture
+def player(heard: Heard, source: Source, monkeypatch: pytest.MonkeyPatch):
+    """`player(kind="dark", ...)`: sends to `heard`, without a pause."""
+    monkeypatch.setattr(drift, "_PAUSE_SECONDS", 0.0)
+
+    def make(**play: object) -> Player:
+        pages = MonitorPages(f"http://{heard.address}")
+        return Player(Client(f"http://{heard.address}"), pages, source, SPEC, Play(**play))
+
+    return make
+
+
+def pixels_of(data: bytes) -> bytes:
+    return np.asarray(Image.open(io.BytesIO(data))).tobytes()
+
+
+def rows_of(source: Source, split: Split) -> set[bytes]:
+    return {source.reader.prepare(row, SPEC).tobytes() for row in source.rows(split)}
+
+
+def test_nobody_labels_a_clean_image(heard, source, player):
+    """Both versions are compared on the test images: what is labelled is learned."""
+    player(kind="dark").send(Split.TEST, 10, changed=False)
+    sent = {pixels_of(its) for its in heard.images.values()}
+    assert sent <= rows_of(source, Split.TEST)
+    assert (len(heard.images), heard.labels) == (10, {})
+
+
+def test_only_what_was_changed_is_labelled(heard, source, player):
+    player(kind="dark", share=0.5).send(Split.VALIDATION, 16, changed=True)
+    kept = rows_of(source, Split.VALIDATION)
+    unchanged = {its for its, data in heard.images.items() if pixels_of(data) in kept}
+    assert 0 < len(unchanged) < 16
+    assert set(heard.labels) == set(heard.images) - unchanged
+
+
+def test_no_changed_image_is_made_from_a_test_image(heard, source, player):
+    player(kind="dark").send(Split.VALIDATION, 99, changed=True)
+    dark = {(np.frombuffer(its, np.uint8) // 2).tobytes() for its in rows_of(source, Split.TEST)}
+    assert not dark & {pixels_of(its) for its in heard.images.values()}
+    assert len(heard.images) == len(source.rows(Split.VALIDATION))
+
+
+def test_two_plays_send_the_images_in_another_order_and_say_how_to_repeat_one(monkeypatch, capsys):
+    seeds = Counter()
+    for seconds in (1_000, 1_001):
+        monkeypatch.setattr(drift.time, "time", lambda now=seconds: now)
+        seeds[drift._with_seed(Play(kind="dark")).seed] += 1
+    assert seeds == {1_000: 1, 1_001: 1}
+    assert "--seed 1000 plays the same again" in capsys.readouterr().out
+    assert drift._with_seed(Play(kind="dark", seed=5)).seed == 5
+
+
+def test_the_play_shows_its_api_key(heard, monkeypatch, tmp_path):
+    monkeypatch.setenv("PLUMBLINE_API_KEY", "s3cret")
+    settings = ServiceSettings(home=tmp_path, serve_on=heard.address, monitor_on=heard.address)
+    with pytest.raises(MonitorError, match="drift already"):
+        play(settings, Play(kind="dark"))
+    assert heard.keys[0] == "Bearer s3cret"
