@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from model.bundle import NETWORK, ONNX, OPENVINO
 from model.engines import Outputs
 from model.engines.openvino_engine import OpenVinoEngine
-from model.errors import EngineError
+from model.errors import BundleError, EngineError
 from model.network import Network, weights_of
 
 # Largest difference between exported and torch outputs, relative to the largest output, in
@@ -26,7 +26,8 @@ def export_network(network: Network, directory: Path, image_size: int) -> None:
     """Write `network.safetensors`, `network.onnx` and `network.xml` with `network.bin`.
 
     The graphs take a uint8 batch `images` N x H x W x 3, N free, and give `logits` N x C and
-    `embedding` N x D; the normalisation lives inside.
+    `embedding` N x D; the normalisation lives inside. Raises OSError, SafetensorError or
+    `BundleError` where the disk is full, by who meets it.
     """
     network = network.eval().cpu().float()
     save_file(weights_of(network), directory / NETWORK)
@@ -43,9 +44,21 @@ def export_network(network: Network, directory: Path, image_size: int) -> None:
         external_data=False,
         verbose=False,
     )
+    write_openvino(directory)
+
+
+def write_openvino(directory: Path) -> None:
+    """Write `network.xml` with `network.bin` from `network.onnx`. Raises `BundleError`."""
     # read_model instead of convert_model: the converter reports its use over the network.
     graph = openvino.Core().read_model(directory / ONNX)
-    openvino.save_model(graph, directory / OPENVINO, compress_to_fp16=False)
+    path = directory / OPENVINO
+    try:
+        openvino.save_model(graph, path, compress_to_fp16=False)
+    except RuntimeError as error:  # of a full disk, too, it says but "iostream error"
+        raise BundleError(
+            f"{path} and {path.with_suffix('.bin').name} could not be written: {error};"
+            " see that the disk has room"
+        ) from error
 
 
 def run_network(network: Network, images: NDArray[np.uint8]) -> Outputs:
