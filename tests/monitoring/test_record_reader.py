@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -133,7 +136,56 @@ def holed(path: Path) -> None:
     pyarrow.parquet.write_table(table.set_column(place, "perceptual_hash", values), path)
 
 
-@pytest.mark.parametrize("damage", [torn, junk, empty, foreign, mistyped, holed])
+def exchanged(path: Path, name: str, values: pa.Array) -> None:
+    table = pyarrow.parquet.read_table(path)
+    place = table.schema.get_field_index(name)
+    table = table.set_column(place, table.schema.field(name), values)
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+
+
+def misspelt(path: Path) -> None:
+    """Texts that are no UTF-8."""
+    plain = pa.array(["ab"] * 10)
+    buffers = [None, plain.buffers()[1], pa.py_buffer(b"\xff\xfe" * 10)]
+    exchanged(path, "image_sha256", pa.Array.from_buffers(pa.string(), 10, buffers))
+
+
+def holed_within(path: Path) -> None:
+    exchanged(path, "labels", pa.array([[None, "star"]] * 10, pa.list_(pa.string())))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def long_winded(path: Path) -> None:
+    exchanged(path, "client", pa.array(["x" * 2_000] * 10))
+
+
+def overlong(path: Path) -> None:
+    """As many logits as no model has, though few bytes in the file."""
+    logits = np.zeros(200_000, np.float32)
+    exchanged(path, "logits", pa.array([logits] + [logits[:3]] * 9, pa.list_(pa.float32())))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(torn, junk, empty, foreign, mistyped, holed, misspelt, holed_within),
+        *(folder, dangling, pipe, long_winded, overlong),
+    ],
+)
 def test_what_holds_no_records_is_left_out_once(reader, put, damage, caplog):
     damage(put("2026-03-04", "bad.parquet", seed=1))
     put("2026-03-04", "good.parquet", seed=2)
@@ -141,6 +193,62 @@ def test_what_holds_no_records_is_left_out_once(reader, put, damage, caplog):
     assert len(reader.read_new()) == 0
     assert reader.refused_files == 1
     assert caplog.text.count("bad.parquet is left out") == 1
+
+
+def test_a_file_that_must_not_be_read_holds_up_no_other(reader, put, monkeypatch):
+    """As root every file may be read, so this one's refusal is stood in for."""
+    bad = str(put("2026-03-04", "bad.parquet", seed=1))
+    put("2026-03-04", "good.parquet", seed=2)
+    cat_file = reader._files.cat_file
+
+    def forbid(path: str) -> bytes:
+        if path == bad:
+            raise PermissionError(path)
+        return cat_file(path)
+
+    monkeypatch.setattr(reader._files, "cat_file", forbid)
+    assert [len(reader.read_new()) for _ in range(2)] == [10, 0]
+    assert reader.refused_files == 1
+
+
+def test_a_few_bytes_do_not_unfold_into_all_the_memory(reader, put):
+    """A megabyte of text that 40,000 rows name, and 40,000 lists of 1,000 zeros."""
+    text, lists = (put("2026-03-04", name, 1) for name in ("a.parquet", "b.parquet"))
+    one = pyarrow.parquet.read_table(text)
+    rows = pa.concat_tables([one] * 40_000).combine_chunks()
+    client = pa.DictionaryArray.from_arrays(np.zeros(40_000, np.int32), ["x" * 2**20])
+    named = rows.drop_columns("client").append_column("client", client)
+    pyarrow.parquet.write_table(named, text, store_schema=False)
+    logits = pa.ListArray.from_arrays(
+        np.arange(0, 40_000_001, 1_000, np.int32), np.zeros(40_000_000, np.float32)
+    )
+    pyarrow.parquet.write_table(rows, lists)
+    exchanged(lists, "logits", logits)
+    del logits
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    default = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert (len(reader.read_new()), reader.refused_files) == (0, 2)
+    finally:
+        pa.set_memory_pool(default)
+    assert pool.max_memory() < 200 * 2**20
+
+
+def test_a_file_of_too_many_bytes_is_not_even_opened(reader, put, monkeypatch):
+    monkeypatch.setattr(record_reader, "LIMIT_FILE_BYTES", 99)
+    put("2026-03-04", "a.parquet")
+    monkeypatch.setattr(reader._files, "cat_file", lambda path: pytest.fail(path))
+    assert (len(reader.read_new()), reader.refused_files) == (0, 1)
+
+
+def test_records_of_times_that_cannot_be_are_left_out(reader, put):
+    day = 86_400 * 10**6
+    path = put("2026-03-04", "a.parquet")
+    now = int(time.time() * 10**6)
+    times = [20_000 * 365 * day, -day, 0, now + 2 * day, -(2**63) + 1, *[now] * 5]
+    exchanged(path, "time", pa.array(times, pa.timestamp("us", tz="UTC")))
+    assert (len(reader.read_new()), reader.refused_records, reader.refused_files) == (5, 5, 0)
 
 
 def test_a_file_of_too_many_rows_is_left_out(reader, put, monkeypatch):
