@@ -2,7 +2,8 @@
 
 A bundle is one directory. `manifest.json` names every other file with its SHA-256; loading
 checks the schema number, then the hashes, and refuses anything else. A bundle is complete or
-absent: it is written beside its destination and renamed into place.
+absent, also after a power cut: it is written beside its destination, and renamed into place when
+all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -37,9 +40,12 @@ OPENVINO = "network.xml"
 OUTLIER = "outlier.safetensors"
 REFERENCE = "reference.parquet"
 REPORT = "report.html"
+BENTOML_DESCRIPTION = "model.yaml"
 REQUIRED_FILES = (NETWORK, ONNX, OPENVINO, "network.bin", OUTLIER, REFERENCE, REPORT)
 
 _MANIFEST_LIMIT_BYTES = 16 * 2**20
+_PARTIAL = ".partial"
+_LEFT_OVER_SECONDS = 24 * 3600
 
 
 class _Strict(BaseModel):
@@ -154,16 +160,61 @@ def writing(directory: Path) -> Iterator[Path]:
     """
     if directory.exists():
         raise BundleError(f"{directory} exists already; a bundle is never overwritten")
-    partial = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.partial")
+    made = [folder for folder in directory.parents if not folder.exists()]
+    partial = directory.with_name(_partial_name(directory.name))
     try:
         partial.mkdir(parents=True)
         yield partial
-        _flush_to_disk(partial)
-        partial.rename(directory)
+        _flush_to_disk([partial, *partial.rglob("*")])
+        # A folder's name stands in the folder above it.
+        _move(partial, directory, names_in=directory.parents[: len(made) + 1])
     except (OSError, SafetensorError) as error:  # the latter where safetensors meets a full disk
         raise BundleError(f"the bundle {directory} could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sweep_partials(folder: Path) -> None:
+    """Remove what interrupted writers left in a folder, whole bundles aside.
+
+    A partial bundle is left over when the process that wrote it is gone, or where that cannot be
+    told (it was written on another machine) when it is older than a day.
+    """
+    for partial in folder.glob(f".*{_PARTIAL}"):
+        with suppress(OSError):  # another process may be sweeping too
+            if _is_left_over(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial_name(name: str) -> str:
+    return f".{name}.{uuid.uuid4().hex[:8]}.{os.getpid()}@{platform.node()}{_PARTIAL}"
+
+
+def _is_left_over(partial: Path) -> bool:
+    writer, _, machine = partial.name.removesuffix(_PARTIAL).partition("@")
+    number = writer.rpartition(".")[2]
+    if machine == platform.node() and number.isdecimal() and not _is_running(int(number)):
+        return True
+    return time.time() - partial.stat().st_mtime > _LEFT_OVER_SECONDS
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's, or can be none
+        return True
+    return True
+
+
+def _move(partial: Path, directory: Path, names_in: Iterable[Path]) -> None:
+    partial.rename(directory)
+    try:
+        _flush_to_disk(names_in)
+    except BaseException:
+        shutil.rmtree(directory)
+        raise
 
 
 def seal(directory: Path, manifest: Manifest) -> Manifest:
@@ -240,6 +291,19 @@ def _verify_files(directory: Path, manifest: Manifest) -> None:
                 f"{path} is corrupt: its SHA-256 is not the one in the manifest."
                 " Restore the file, or train again"
             )
+    _refuse_unlisted(directory, manifest)
+
+
+def _refuse_unlisted(directory: Path, manifest: Manifest) -> None:
+    # The first versions wrote BentoML's description after the manifest.
+    known = {*manifest.files, MANIFEST, BENTOML_DESCRIPTION}
+    for path in sorted(directory.rglob("*")):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder and path.relative_to(directory).as_posix() not in known:
+            raise BundleError(
+                f"{path} is no part of the bundle {manifest.tag}: its manifest does not list it."
+                " Remove the file"
+            )
 
 
 def _is_own_file(path: Path, directory: Path) -> bool:
@@ -263,8 +327,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush_to_disk(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def _flush_to_disk(paths: Iterable[Path]) -> None:
+    """Files and folders; a folder holds the names of what is in it."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -69,11 +69,12 @@ class ModelStore:
         check_name(name)
         version = f"{datetime.now(UTC):%Y%m%d}-{uuid.uuid4().hex[:8]}"
         directory = self._directory(name, version)
+        bundles.sweep_partials(directory.parent)
         with bundles.writing(directory) as partial:
 
             def seal(manifest: Manifest) -> None:
-                sealed = bundles.seal(partial, manifest)
-                _write_bentoml_description(partial, sealed)
+                _write_bentoml_description(partial, manifest)
+                bundles.seal(partial, manifest)
                 bundles.load(partial)  # what will not load is not registered
 
             yield version, partial, seal
@@ -120,19 +121,27 @@ class ModelStore:
 
         The bundle is verified first. Raises `StoreError` or `BundleError`.
         """
-        name = self.champion(name).name
+        present = self.champion(name)
+        version = self._before(present)
+        self.load(version)  # seconds of hashing, in which others may write
         with self._writing() as connection:
-            present = _champion(connection, name)
-            before = _champion_before(connection, present) if present else None
-            if before is None:
+            if _champion(connection, present.name) != present:
                 raise StoreError(
-                    f"{present.tag if present else name} has no champion before it; nothing to"
-                    " roll back to. Promote a version by name: plumbline promote VERSION"
+                    f"{present.tag} is no longer the champion: another command changed it just"
+                    " now; nothing was rolled back. See: plumbline models list"
                 )
-            version = self.find(before)
-            self.load(version)
             _crown(connection, version, present, "rollback")
         return self.find(version.tag)
+
+    def _before(self, present: Version) -> Version:
+        with self.state.connect() as connection:
+            before = _champion_before(connection, present)
+        if before is None:
+            raise StoreError(
+                f"{present.tag} has no champion before it; nothing to roll back to."
+                " Promote a version by name: plumbline promote VERSION"
+            )
+        return self.find(before)
 
     # Reading
 
@@ -314,5 +323,5 @@ def _write_bentoml_description(directory: Path, manifest: Manifest) -> None:
         context=ModelContext(framework_name="plumbline", framework_versions={}),
         creation_time=manifest.created,
     )
-    with (directory / "model.yaml").open("w", encoding="utf-8") as file:
+    with (directory / bundles.BENTOML_DESCRIPTION).open("w", encoding="utf-8") as file:
         info.dump(file)

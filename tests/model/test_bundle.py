@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from model import bundle as bundles
-from model.bundle import load, save_arrays, seal, writing
+from model.bundle import load, save_arrays, seal, sweep_partials, writing
 from model.errors import BundleError
 
 
@@ -66,6 +68,36 @@ def test_a_disk_that_fills_up_at_the_last_flush_leaves_nothing(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_all_of_a_bundle_is_on_the_disk_before_its_name_and_its_name_before_the_end(
+    tmp_path, monkeypatch
+):
+    target = tmp_path / "models" / "new"
+    flushed, really_flush = {}, os.fsync
+
+    def flush(descriptor: int) -> None:
+        flushed[os.fstat(descriptor).st_ino] = target.exists()
+        really_flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    with writing(target) as partial:
+        (partial / "deep").mkdir()
+        (partial / "deep" / "file").write_text("content")
+    before = {target, target / "deep", target / "deep" / "file"}
+    after = {target.parent, tmp_path}  # the folder of the models is new too
+    assert flushed == {path.stat().st_ino: path in after for path in before | after}
+
+
+def test_a_name_that_does_not_get_to_the_disk_is_taken_back(tmp_path, monkeypatch):
+    def fail_once_renamed(descriptor: int) -> None:
+        if (tmp_path / "new").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail_once_renamed)
+    with pytest.raises(BundleError, match="Input/output error"), writing(tmp_path / "new"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A real disk of 256 KiB."""
@@ -100,6 +132,48 @@ def test_sealing_names_the_files_that_are_missing(tmp_path, make_manifest, fill_
     (tmp_path / "network.onnx").unlink()
     with pytest.raises(BundleError, match=r"lacks network\.onnx, report\.html"):
         seal(tmp_path, make_manifest())
+
+
+# Sweeping
+
+
+def interrupted(folder: Path) -> Path:
+    """A partial bundle of a process that was killed."""
+    code = (
+        "import os, sys; from pathlib import Path; from model.bundle import writing\n"
+        "with writing(Path(sys.argv[1]) / 'new') as partial:\n"
+        "    (partial / 'file').write_text('half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, folder], check=False)
+    (left,) = folder.iterdir()
+    return left
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    interrupted(tmp_path)
+    sweep_partials(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bundles_and_those_that_are_being_written_are_not_swept(tmp_path):
+    with writing(tmp_path / "whole"):
+        pass
+    with writing(tmp_path / "new") as partial:
+        sweep_partials(tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted([partial, tmp_path / "whole"])
+
+
+@pytest.mark.parametrize("name", [".new.1234.1@another-machine.partial", ".new.1234abcd.partial"])
+def test_what_cannot_be_told_to_be_left_over_is_swept_after_a_day(name, tmp_path):
+    left = tmp_path / name
+    left.mkdir()
+    sweep_partials(tmp_path)
+    assert left.exists()
+    yesterday = time.time() - 25 * 3600
+    os.utime(left, (yesterday, yesterday))
+    sweep_partials(tmp_path)
+    assert not left.exists()
 
 
 # Loading
@@ -187,6 +261,25 @@ def test_what_is_no_bundle_at_all_is_refused(kind, tmp_path):
         place.write_text("no directory")
     with pytest.raises(BundleError, match="is no model bundle"):
         load(place)
+
+
+@pytest.mark.parametrize("name", ["extra.bin", "deep/extra.bin", ".hidden"])
+def test_a_file_that_the_manifest_does_not_list_is_refused(name, bundle_directory):
+    (bundle_directory / name).parent.mkdir(exist_ok=True)
+    (bundle_directory / name).write_text("slipped in")
+    with pytest.raises(BundleError, match=rf"{name} is no part of the bundle"):
+        load(bundle_directory)
+
+
+def test_a_link_that_the_manifest_does_not_list_is_refused(bundle_directory, tmp_path):
+    (bundle_directory / "folder").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(BundleError, match="folder is no part of the bundle"):
+        load(bundle_directory)
+
+
+def test_older_bundles_whose_description_is_not_listed_load(bundle_directory):
+    (bundle_directory / bundles.BENTOML_DESCRIPTION).write_text("name: shapes")
+    load(bundle_directory)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "pictures/../../secret"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -69,6 +70,16 @@ def test_a_database_that_refuses_leaves_no_files(store, make_manifest, fill_bund
             with write_transaction(store.state) as connection:
                 versions_table.drop(connection)
     assert list((store.bentoml_home / "models" / "shapes").iterdir()) == []
+
+
+def test_what_an_interrupted_training_left_is_gone_after_the_next(store, register):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    folder = store.bentoml_home / "models" / "shapes"
+    left = folder / f".20260101-0123abcd.0123abcd.{ended.pid}@{platform.node()}.partial"
+    left.mkdir(parents=True)
+    register()
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("name", ["", "Shapes", "../up", "a/b", "a:b", "-a", "a-", "a" * 63, "ä"])
@@ -283,6 +294,49 @@ def test_promotions_at_the_same_moment_leave_exactly_one_champion(store, registe
     assert audited(store)[-1][1] == store.champion().tag
 
 
+@pytest.fixture
+def while_verifying(store, monkeypatch):
+    """`while_verifying(act)`: act once, from another connection, while a bundle is verified."""
+
+    def plan(act):
+        verify, waiting = store.load, [act]
+
+        def load(version):
+            other = ModelStore(ModelSettings(home=store.home))
+            while waiting:
+                waiting.pop()(other)
+            other.state.dispose()
+            return verify(version)
+
+        monkeypatch.setattr(store, "load", load)
+
+    return plan
+
+
+def test_others_can_write_while_a_rollback_verifies(store, register, while_verifying):
+    first, second, other = register(), register(), register("digits")
+    store.promote(first)
+    store.promote(second)
+    while_verifying(lambda store: store.promote(other))
+    assert store.rollback("shapes").tag == first
+    assert store.champion("digits").tag == other
+
+
+@pytest.mark.parametrize("meanwhile", ["another promotion", "another rollback"])
+def test_a_rollback_of_what_is_no_longer_champion_changes_nothing(
+    meanwhile, store, register, while_verifying
+):
+    first, second, third = register(), register(), register()
+    store.promote(first)
+    store.promote(second)
+    while_verifying(
+        lambda store: store.promote(third) if "promotion" in meanwhile else store.rollback()
+    )
+    with pytest.raises(StoreError, match=f"{second} is no longer the champion"):
+        store.rollback()
+    assert store.champion().tag == (third if "promotion" in meanwhile else first)
+
+
 # Verification
 
 
@@ -311,3 +365,12 @@ def test_a_version_whose_files_are_gone_is_refused(store, register):
     shutil.rmtree(store.load(version).directory)
     with pytest.raises(BundleError, match="is no model bundle"):
         store.promote(version.tag)
+
+
+def test_bentomls_description_is_hashed_too(store, register):
+    version = store.find(register())
+    bundle = store.load(version)
+    assert bundles.BENTOML_DESCRIPTION in bundle.manifest.files
+    bundle.path(bundles.BENTOML_DESCRIPTION).write_text("name: another")
+    with pytest.raises(BundleError, match=r"model\.yaml is corrupt"):
+        store.load(version)
