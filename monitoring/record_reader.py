@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -29,7 +30,11 @@ _BATCH_ROWS = 1_024
 _LEAST_VALUE_BYTES = 4
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 LATEST_AHEAD = timedelta(days=1)  # clocks differ
-_DAYS_KEPT = 2  # day folders before the newest that may still get late files
+# The service names its files by the time they were begun at; one may appear this much later
+# (slow stores, clocks that differ) and is still read. The names read are remembered as long.
+LATENESS = timedelta(minutes=10)
+_DAYS_KEPT = 2  # day folders whose names are remembered where they tell no time
+_TIMED = re.compile(r"\d{12}-")
 
 
 class RecordReader:
@@ -37,14 +42,16 @@ class RecordReader:
 
     Files that are no records (torn, foreign, too large, unreadable) are named in the log, counted
     in `refused_files` and not looked at again; records of a time that cannot be are counted in
-    `refused_records` and left out. Days before `first_day` are left out.
+    `refused_records` and left out. Days before `first_day` are left out, and so are files that
+    appear more than `LATENESS` after the time in their name.
     """
 
     def __init__(self, url: str, columns: Sequence[str], first_day: date | None = None) -> None:
         self._files, self._root = fsspec.core.url_to_fs(url)
         self._schema = pa.schema([SCHEMA.field(name) for name in columns])
         self._first_day = "" if first_day is None else f"date={first_day}"
-        self._read: dict[str, list[str]] = {}  # file names by day folder
+        self._read: dict[str, list[str]] = {}  # file names by day folder, from the mark on
+        self._mark = ""  # day and time of file names before which all is read
         self.refused_files = 0
         self.refused_records = 0
         self.has_more = False  # whether the last call left files for the next
@@ -70,6 +77,7 @@ class RecordReader:
                 taken_bytes += table.nbytes
         for day, name in seen:
             self._read.setdefault(day, []).append(name)
+        self._advance_mark(seen)
         if not tables:
             return self._schema.empty_table()
         return pa.concat_tables(tables).sort_by([("time", "ascending"), ("id", "ascending")])
@@ -77,6 +85,7 @@ class RecordReader:
     def to_state(self) -> dict[str, Any]:
         """The place in the stream, as JSON values."""
         return {
+            "mark": self._mark,
             "read": self._read,
             "refused_files": self.refused_files,
             "refused_records": self.refused_records,
@@ -84,6 +93,7 @@ class RecordReader:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `to_state`."""
+        self._mark = str(state["mark"])
         self._read = {str(day): list(names) for day, names in state["read"].items()}
         self.refused_files = int(state["refused_files"])
         self.refused_records = int(state["refused_records"])
@@ -94,7 +104,7 @@ class RecordReader:
         self._files.invalidate_cache()
         if not self._files.exists(self._root):
             return []
-        oldest = max(self._first_day, min(self._read, default=""))
+        oldest = max(self._first_day, self._mark.partition("/")[0])
         folders = (path.rstrip("/") for path in self._files.ls(self._root, detail=False))
         days = sorted(name for path in folders if _is_day(name := path.rpartition("/")[2]))
         found = []
@@ -103,17 +113,34 @@ class RecordReader:
                 continue
             known = set(self._read.get(day, ()))
             paths = self._files.ls(f"{self._root}/{day}", detail=False)
-            names = sorted(path.rpartition("/")[2] for path in paths)
-            found += [
+            names = (path.rpartition("/")[2] for path in paths)
+            found += sorted(
                 (day, name)
                 for name in names
-                if name.endswith(".parquet") and not name.startswith(".") and name not in known
-            ]
+                if name.endswith(".parquet")
+                and not name.startswith(".")
+                and name not in known
+                and not self._is_before_mark(day, name)
+            )
         return found
+
+    def _is_before_mark(self, day: str, name: str) -> bool:
+        return f"{day}/{name}" < self._mark and _TIMED.match(name) is not None
+
+    def _advance_mark(self, seen: Sequence[tuple[str, str]]) -> None:
+        """Forget names so old that none of their time can appear any more."""
+        times = [time for day, name in seen if (time := _begun(day, name)) is not None]
+        if not times:
+            return
+        mark = f"date={min(max(times), datetime.now(UTC)) - LATENESS:%Y-%m-%d/%H%M%S%f}"
+        self._mark = max(self._mark, mark)
+        for day, names in self._read.items():
+            self._read[day] = [name for name in names if not self._is_before_mark(day, name)]
 
     def _forget_old_days(self) -> None:
         for day in sorted(self._read)[: -_DAYS_KEPT - 1]:
             del self._read[day]
+            self._mark = max(self._mark, f"{min(self._read)}/")
 
     def _read_file(self, day: str, name: str) -> pa.Table | None:
         path = f"{self._root}/{day}/{name}"
@@ -219,6 +246,17 @@ def _check_values(name: str, column: pa.Array) -> None:
         lengths = pyarrow.compute.binary_length(column.dictionary)
         if (longest := pyarrow.compute.max(lengths).as_py() or 0) > LIMIT_TEXT_BYTES:
             raise ValueError(f"a {name} of {longest} bytes; at most {LIMIT_TEXT_BYTES}")
+
+
+def _begun(day: str, name: str) -> datetime | None:
+    """When the service began a file, by its name; None for a file named otherwise."""
+    if _TIMED.match(name) is None:
+        return None
+    try:
+        time = datetime.strptime(f"{day}/{name[:12]}", "date=%Y-%m-%d/%H%M%S%f")
+    except ValueError:
+        return None
+    return time.replace(tzinfo=UTC)
 
 
 def _is_day(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,39 @@ def test_days_long_past_are_forgotten_and_not_read_again(reader, put):
     assert len(reader.read_new()) == 80
     assert len(reader.read_new()) == 0
     assert len(reader.to_state()["read"]) == 3
+
+
+def test_what_is_remembered_does_not_grow_with_the_files(reader, put):
+    sizes = []
+    for hour in range(4):
+        for minute in range(60):
+            put("2026-03-04", f"{hour:02d}{minute:02d}00000000-a.parquet", 1)
+        assert len(reader.read_new()) == 60
+        assert len(reader.read_new()) == 0
+        sizes.append(len(json.dumps(reader.to_state())))
+    assert sizes == [sizes[0]] * 4
+    assert sum(map(len, reader.to_state()["read"].values())) <= 11
+
+
+def test_a_file_that_comes_late_is_read_once(reader, put, tmp_path):
+    put("2026-03-05", "000200000000-a.parquet")
+    put("2026-03-03", "120000000000-a.parquet")
+    assert len(reader.read_new()) == 20
+    put("2026-03-04", "235300000000-b.parquet", 5)  # nine minutes late, and of the day before
+    again = RecordReader(str(tmp_path / "records"), COLUMNS)
+    again.restore(json.loads(json.dumps(reader.to_state())))
+    assert [len(again.read_new()) for _ in range(2)] == [5, 0]
+    put("2026-03-04", "235100000000-c.parquet", 5)  # eleven
+    assert len(again.read_new()) == 0
+
+
+def test_a_name_of_the_future_hides_no_file_of_the_present(reader, put):
+    now = datetime.now(UTC)
+    tomorrow = now + timedelta(hours=20)
+    put(f"{tomorrow:%Y-%m-%d}", f"{tomorrow:%H%M%S%f}-a.parquet")
+    assert len(reader.read_new()) == 10
+    put(f"{now:%Y-%m-%d}", f"{now:%H%M%S%f}-b.parquet", 7)
+    assert [len(reader.read_new()) for _ in range(2)] == [7, 0]
 
 
 def test_days_before_the_first_are_left_out(put, tmp_path):
