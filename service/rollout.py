@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from time import monotonic
 
 from model.engines import load_engine
-from model.errors import PlumblineError, StoreError
+from model.errors import PlumblineError
 from model.store import ModelStore, Version
 from service import metrics
 from service.predictor import Predictor
@@ -15,20 +16,26 @@ from service.settings import ServiceSettings
 
 log = logging.getLogger("plumbline.rollout")
 
+_LONGEST_PAUSE_SECONDS = 60.0
+_FORMER_CHAMPIONS = 3
+
 
 class Rollout:
     """Holds the predictor in force and replaces it when another version is promoted.
 
-    A version that cannot be loaded leaves the old one answering; it is tried again only when
-    the state database names another.
+    A version that cannot be loaded, whatever the reason, leaves the old one answering. It is
+    tried again after pauses that grow: the reason may pass, or be mended.
     """
 
     def __init__(self, settings: ServiceSettings, store: ModelStore) -> None:
         self._settings = settings
         self._store = store
+        self._told: tuple[str, str] | None = None  # the refusal last logged: of what, and why
         self._refused: str | None = None
+        self._pause_seconds = settings.follow_seconds
+        self._again_at = 0.0
         self.champion: Predictor | None = None
-        self.classes: frozenset[str] = frozenset()  # of the champion and the one before it
+        self.classes: frozenset[str] = frozenset()  # of the champion and those before it
 
     async def follow(self) -> None:
         """Look for the champion for ever; runs as a task."""
@@ -43,21 +50,21 @@ class Rollout:
         """Look once, and load what is new in a thread while the old one answers."""
         try:
             version = await asyncio.to_thread(self._store.champion, self._settings.model)
-        except StoreError as error:
-            self._refuse("none", error)
+        except Exception as error:  # noqa: BLE001 (told)
+            self._tell("none", error)
             return
         if version.tag == self._champion_tag:
-            self._refused = None
+            self._refused = self._told = None
             return
-        # With nothing to serve a refused version is tried again: it may be mended.
-        if version.tag == self._refused and self.champion is not None:
+        if version.tag == self._refused and monotonic() < self._again_at:
             return
         try:
-            predictor = await asyncio.to_thread(self._load, version)
-        except PlumblineError as error:
+            loaded = await asyncio.to_thread(self._load, version)
+            former = await asyncio.to_thread(self._former_classes, version)
+        except Exception as error:  # noqa: BLE001 (told)
             self._refuse(version.tag, error)
             return
-        self._replace(predictor)
+        self._replace(loaded, former)
 
     @property
     def _champion_tag(self) -> str | None:
@@ -71,14 +78,24 @@ class Rollout:
         predictor.warm_up(settings.batch_images)
         return predictor
 
-    def _replace(self, predictor: Predictor) -> None:
-        former: tuple[str, ...] = ()
+    def _former_classes(self, version: Version) -> frozenset[str]:
+        """Of the last champions: what was predicted before a promotion is told after it."""
+        retired = [its for its in self._store.versions(version.name) if its.stage == "retired"]
+        retired.sort(key=lambda its: its.stage_since, reverse=True)
+        classes: set[str] = set()
+        for its in retired[:_FORMER_CHAMPIONS]:
+            try:
+                classes.update(self._store.load(its).manifest.classes)
+            except PlumblineError as error:
+                log.warning("feedback may not name the classes of %s: %s", its.tag, error)
+        return frozenset(classes)
+
+    def _replace(self, predictor: Predictor, former: frozenset[str]) -> None:
         if self.champion is not None:
             metrics.MODEL.labels(self.champion.bundle.manifest.tag).set(0)
-            former = self.champion.classes
-        self.classes = frozenset(predictor.classes + former)
+        self.classes = former.union(predictor.classes)
         self.champion = predictor
-        self._refused = None
+        self._refused = self._told = None
         metrics.MODEL.labels(predictor.bundle.manifest.tag).set(1)
         # What is loaded lives long: the collector need not walk it again and again.
         gc.unfreeze()
@@ -86,8 +103,19 @@ class Rollout:
         gc.freeze()
         log.info("serving %s", predictor.bundle.manifest.tag)
 
-    def _refuse(self, tag: str, error: PlumblineError) -> None:
-        if self._refused != tag:
-            metrics.MODEL_LOAD_FAILURES.inc()
-            log.error("still serving %s: %s", self._champion_tag or "nothing", error)
+    def _refuse(self, tag: str, error: Exception) -> None:
+        longer = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+        self._pause_seconds = longer if tag == self._refused else self._settings.follow_seconds
+        self._again_at = monotonic() + self._pause_seconds
         self._refused = tag
+        self._tell(tag, error)
+
+    def _tell(self, tag: str, error: Exception) -> None:
+        """Log and count a refusal once, however often it is tried."""
+        if self._told != (tag, str(error)):
+            metrics.MODEL_LOAD_FAILURES.inc()
+            unforeseen = None if isinstance(error, PlumblineError) else error
+            log.error(
+                "still serving %s: %s", self._champion_tag or "nothing", error, exc_info=unforeseen
+            )
+        self._told = (tag, str(error))

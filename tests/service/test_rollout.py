@@ -1,0 +1,150 @@
+"""Who serves, through promotions, restarts and versions that do not load."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import REGISTRY
+
+from model.errors import BundleError
+from service import rollout
+from service.rollout import Rollout
+from service.settings import ServiceSettings
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that only the test lets pass."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(rollout, "monotonic", lambda: clock.now)
+    return clock
+
+
+class Watched(Rollout):
+    """Loads bundles from the real store, without the network in them; or fails as told."""
+
+    def __init__(self, store, **settings) -> None:
+        super().__init__(ServiceSettings(home=store.home, **settings), store)
+        self.fault: Exception | None = None
+        self.tries = 0
+
+    def _load(self, version):
+        self.tries += 1
+        if self.fault is not None:
+            raise self.fault
+        bundle = self._store.load(version)
+        return SimpleNamespace(bundle=bundle, classes=bundle.manifest.classes)
+
+    def look_now(self) -> str | None:
+        asyncio.run(self.look())
+        return self._champion_tag
+
+
+def failures() -> float:
+    return REGISTRY.get_sample_value("plumbline_model_load_failures_total") or 0.0
+
+
+# Classes that feedback may name
+
+
+def test_a_new_worker_knows_the_classes_of_champions_before_its_time(store, register):
+    for classes in (("old", "both"), ("middle", "both"), ("new", "both")):
+        store.promote(register(classes=classes))
+    follower = Watched(store)
+    follower.look_now()
+    assert follower.classes == {"old", "middle", "new", "both"}
+
+
+def test_after_a_rollback_the_classes_of_both_are_known(store, register):
+    store.promote(register(classes=("old", "both")))
+    store.promote(register(classes=("new", "both")))
+    store.rollback("shapes")
+    follower = Watched(store)
+    follower.look_now()
+    assert follower.classes == {"old", "new", "both"}
+
+
+def test_classes_of_other_models_and_of_versions_never_served_are_not_known(store, register):
+    store.promote(register("stars", classes=("dwarf", "giant")))
+    register(classes=("never", "served"))
+    store.promote(register(classes=("circle", "square")))
+    follower = Watched(store, model="shapes")
+    follower.look_now()
+    assert follower.classes == {"circle", "square"}
+
+
+def test_a_former_champion_that_is_gone_does_not_keep_the_new_one_from_serving(store, register):
+    former = register(classes=("old", "both"))
+    store.promote(former)
+    store.promote(present := register(classes=("new", "both")))
+    next(store.bentoml_home.rglob(f"{former.split(':')[1]}/manifest.json")).unlink()
+    follower = Watched(store)
+    assert follower.look_now() == present
+    assert follower.classes == {"new", "both"}
+
+
+# Versions that do not load
+
+
+@pytest.mark.parametrize("fault", [BundleError("corrupt"), RuntimeError("odd"), MemoryError()])
+def test_a_refusal_is_logged_and_counted_once_and_the_old_one_stays(
+    fault, store, register, clock, caplog
+):
+    store.promote(old := register())
+    follower = Watched(store)
+    follower.look_now()
+    store.promote(register())
+    before, follower.fault = failures(), fault
+    with caplog.at_level(logging.ERROR, "plumbline"):
+        for _ in range(100):
+            clock.now += 1
+            assert follower.look_now() == old
+    assert failures() - before == 1
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert old in caplog.text
+
+
+def test_what_was_refused_is_tried_again_after_pauses_that_grow(store, register, clock):
+    store.promote(register())
+    follower = Watched(store)
+    follower.look_now()
+    store.promote(new := register())
+    follower.fault = OSError("out of file handles")
+    tried_at = []
+    for second in range(300):
+        before = follower.tries
+        follower.look_now()
+        if follower.tries > before:
+            tried_at.append(second)
+        clock.now += 1
+    assert tried_at == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
+    follower.fault = None
+    clock.now += 60
+    assert follower.look_now() == new
+
+
+def test_another_version_is_tried_at_once(store, register, clock):
+    follower = Watched(store)
+    follower.fault = OSError("out of file handles")
+    store.promote(register())
+    for _ in range(10):
+        follower.look_now()
+    assert follower.tries == 1
+    store.promote(register())
+    follower.look_now()
+    assert follower.tries == 2
+
+
+def test_a_store_that_cannot_be_read_is_told_once(store, monkeypatch, caplog):
+    def fail(name):
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(store, "champion", fail)
+    follower, before = Watched(store), failures()
+    for _ in range(3):
+        assert follower.look_now() is None
+    assert failures() - before == 1
+    assert len(caplog.records) == 1
