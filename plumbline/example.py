@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 from PIL import Image
@@ -21,5 +22,11 @@ def write_example(home: Path, data: str) -> Path | None:
         files = read_idx_files(fashion_mnist_folder(home))
         first = files.labels.index(SNEAKER, files.train_count)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(files.images[first]).save(path)
+        # Renamed when it is whole: half an image would never be written anew.
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            Image.fromarray(files.images[first]).save(partial, "PNG")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return path

@@ -49,12 +49,11 @@ def bring_up(data: str, name: str | None) -> int:
         champion = _champion_or_train(store, data, wanted)
         source = store.load(champion).manifest.data.source
         watched = {f"{PREFIX}MODEL": wanted, **_keeping_images()}
-        url, page = f"http://{settings.serve_on}", f"http://{settings.monitor_on}"
         with _running("serve", watched) as service:
-            _wait_until_ready(service, url)
+            _wait_until_ready(service, f"http://{settings.serve_on}")
             with _running("monitor", watched) as monitor:
                 example = _example_image(settings.home, source)
-                click.echo(_welcome(url, page, champion.tag, example))
+                click.echo(_welcome(settings, champion.tag, example))
                 return _wait(service, monitor)
 
 
@@ -68,11 +67,9 @@ def _champion_or_train(store: ModelStore, data: str, name: str) -> Version:
 def _train_champion(data: str, name: str) -> None:
     click.echo(f"no champion of {name} yet: training it on {data}, once", err=True)
     # A process of its own, so that the memory of training is given back before serving.
-    done = subprocess.run(
-        [sys.executable, "-m", "plumbline", "train", "--data", data, "--name", name, "--promote"],
-        check=False,
-    )
-    if done.returncode:
+    with _running("train", {}, "--data", data, "--name", name, "--promote") as training:
+        code = training.wait()
+    if code:
         raise SettingsError("training failed, see above; nothing was registered or started")
 
 
@@ -83,14 +80,16 @@ def _keeping_images() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _running(command: str, settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    command: str, settings: dict[str, str], *options: str
+) -> Iterator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C in the terminal reaches this process alone, which then stops
     # the child in order. A signal that comes while the child is being started is kept until
     # there is something to stop; one that comes while it is being stopped changes nothing.
     early: list[int] = []
     with _on_signals(lambda number, frame: early.append(number)):
         child = subprocess.Popen(
-            [sys.executable, "-m", "plumbline", command],
+            [sys.executable, "-m", "plumbline", command, *options],
             env={**os.environ, **settings},
             start_new_session=True,
         )
@@ -110,6 +109,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         child.wait(STOP_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
+        child.wait()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -166,14 +166,15 @@ def _example_image(home: Path, source: str) -> Path | None:
         return None
 
 
-def _welcome(url: str, monitor: str, tag: str, example: Path | None) -> str:
-    image = example or "IMAGE.jpg"
+def _welcome(settings: ServiceSettings, tag: str, example: Path | None) -> str:
+    url, image = f"http://{settings.serve_on}", example or "IMAGE.jpg"
+    key = '-H "Authorization: Bearer KEY" ' if settings.api_keys_file else ""
     return f"""
 {tag} is served and watched.
 
-  ask      curl --data-binary @{image} {url}/v1/predict
+  ask      curl {key}--data-binary @{image} {url}/v1/predict
   model    {url}/v1/model
-  watch    {monitor}
+  watch    http://{settings.monitor_on}
   docs     {url}/docs
   metrics  {url}/metrics
 

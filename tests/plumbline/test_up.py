@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from model.bundle import DataSummary
-from model.errors import StoreError
+from model.errors import SettingsError, StoreError
 from model.state import versions, write_transaction
-from plumbline import up
+from plumbline import example, up
+from service.settings import ServiceSettings
+from training.idx import IdxFiles
 
 START = subprocess.Popen
 
@@ -96,6 +102,35 @@ def test_the_example_belongs_to_what_the_served_version_was_trained_on(
     assert "@image of crops " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_the_line_to_ask_with_names_a_key_where_one_is_needed(with_keys, tmp_path):
+    keys = tmp_path / "keys.json" if with_keys else None
+    told = up._welcome(ServiceSettings(api_keys_file=keys), "shapes:1", None)
+    line = next(line for line in told.splitlines() if "ask" in line)
+    assert ('-H "Authorization: Bearer KEY"' in line) is with_keys
+    assert line.endswith(" --data-binary @IMAGE.jpg http://127.0.0.1:3000/v1/predict")
+
+
+def test_an_example_that_was_interrupted_leaves_nothing_and_is_written_anew(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    files = IdxFiles(pixels[None], [example.SNEAKER], 0, [], is_fashion_mnist=True)
+    monkeypatch.setattr(example, "fashion_mnist_folder", lambda home: home)
+    monkeypatch.setattr(example, "read_idx_files", lambda folder: files)
+
+    def stop_half_way(image, file, *options, **more):
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Image.Image, "save", stop_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            example.write_example(tmp_path, "fashion-mnist")
+    assert list((tmp_path / "examples").iterdir()) == []
+    path = example.write_example(tmp_path, "fashion-mnist")
+    assert (np.asarray(Image.open(path)) == pixels).all()
+    assert list((tmp_path / "examples").iterdir()) == [path]
+
+
 def test_the_example_is_a_sneaker_for_fashion_mnist_alone(tmp_path):
     assert up._example_image(tmp_path, "crops") is None
 
@@ -133,6 +168,35 @@ def test_a_signal_while_the_service_runs_stops_it(monkeypatch):
     with pytest.raises(KeyboardInterrupt), up._running("serve", {}) as service:
         os.kill(os.getpid(), signal.SIGHUP)
     assert service.poll() == -signal.SIGTERM
+
+
+@pytest.mark.usefixtures("_hangup_is_heard")
+def test_ctrl_c_while_training_lets_the_training_clear_away(tmp_path, monkeypatch, capfd):
+    clearing = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *its: sys.exit(1))\n"
+        "try:\n"
+        "    os.kill(os.getppid(), signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+        "finally:\n"
+        "    time.sleep(0.5)  # longer than subprocess.run would wait\n"
+        "    print('cleared away after', *sys.argv[1:])\n"
+    )
+
+    def start(command, **options):
+        return START([sys.executable, "-c", clearing, *command[3:]], **options)
+
+    monkeypatch.setattr(up.subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt):
+        up._train_champion("crops", "garments")
+    told = capfd.readouterr().out
+    assert told == "cleared away after train --data crops --name garments --promote\n"
+
+
+def test_a_training_that_fails_is_told(monkeypatch):
+    monkeypatch.setattr(up.subprocess, "Popen", lambda command, **options: START(["false"]))
+    with pytest.raises(SettingsError, match="training failed, see above"):
+        up._train_champion("crops", "garments")
 
 
 def test_images_are_kept_unless_that_is_forbidden(store, register, started, monkeypatch):
