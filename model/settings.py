@@ -8,6 +8,7 @@ the entrance of a process, and handed on.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,14 @@ from model.errors import SettingsError
 PREFIX = "PLUMBLINE_"
 CONFIG_FILE_VARIABLE = "PLUMBLINE_CONFIG_FILE"
 DEFAULT_CONFIG_FILE = "plumbline.toml"
+
+# What Kubernetes puts into every container of a namespace for a service named plumbline or
+# plumbline-something. PLUMBLINE_PORT has a URL as its value: a number there is a user's mistake.
+_OF_KUBERNETES = re.compile(
+    r"PLUMBLINE(_\w+)?_("
+    r"SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=\d+|PORT=\w+://.*"
+    r"|PORT_\d+_(TCP|UDP|SCTP)(=\w+://|_(PROTO|PORT|ADDR)=).*)"
+)
 
 
 class PlumblineSettings(BaseSettings):
@@ -126,8 +135,10 @@ def refuse_unknown(kinds: list[type[PlumblineSettings]]) -> None:
     """Raise `SettingsError` for any PLUMBLINE_* variable or TOML key that no class knows."""
     known = {name for kind in kinds for name in kind.model_fields}
     valid = ", ".join(sorted(known))
-    for variable in os.environ:
+    for variable, value in os.environ.items():
         if not variable.startswith(PREFIX) or variable == CONFIG_FILE_VARIABLE:
+            continue
+        if _OF_KUBERNETES.fullmatch(f"{variable}={value}"):
             continue
         if variable.removeprefix(PREFIX).lower() not in known:
             raise SettingsError(f"unknown setting {variable}; valid after {PREFIX}: {valid}")

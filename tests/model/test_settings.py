@@ -117,6 +117,42 @@ def test_an_unknown_variable_is_refused_and_the_valid_ones_are_listed(monkeypatc
         refuse_unknown([ServiceSettings])
 
 
+OF_KUBERNETES = {
+    "SERVICE_HOST": "10.0.0.11",
+    "SERVICE_PORT": "3000",
+    "SERVICE_PORT_HTTP": "3000",
+    "PORT": "tcp://10.0.0.11:3000",
+    "PORT_3000_TCP": "tcp://10.0.0.11:3000",
+    "PORT_3000_TCP_PROTO": "tcp",
+    "PORT_3000_TCP_PORT": "3000",
+    "PORT_3000_TCP_ADDR": "10.0.0.11",
+}
+
+
+@pytest.mark.parametrize("service", ["PLUMBLINE", "PLUMBLINE_MONITOR"])
+def test_what_kubernetes_injects_for_a_service_of_that_name_is_left_alone(service, monkeypatch):
+    for name, value in OF_KUBERNETES.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
+    refuse_unknown([ServiceSettings])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PLUMBLINE_PORT", "3000"),
+        ("PLUMBLINE_MONITOR_PORT", "3001"),
+        ("PLUMBLINE_HOST", "0.0.0.0"),
+        ("PLUMBLINE_SERVICE", "10.0.0.11"),
+        ("PLUMBLINE_PORT_3000", "tcp://10.0.0.11:3000"),
+        ("PLUMBLINE_PORT_3000_TCP_NAME", "http"),
+    ],
+)
+def test_names_that_only_look_so_are_refused(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"unknown setting {name};"):
+        refuse_unknown([ServiceSettings])
+
+
 def test_an_unknown_key_of_the_file_is_refused_and_the_valid_ones_are_listed(toml):
     path = toml("batchimages = 8")
     with pytest.raises(SettingsError, match=f"'batchimages' in {path}; valid.*batch_images, "):
