@@ -109,7 +109,8 @@ def evaluate_version(
 
     On the data of its training the rows are dealt to splits as then, so that test rows stay test
     rows, and `split` None means test. On other data it means all. Raises `DataError` for classes
-    that the version does not know, for a split without rows, and for a split of other data.
+    that the version does not know, for a split without rows or labels, and for a split of other
+    data.
     """
     bundle = store.load(store.find(reference))
     manifest = bundle.manifest
@@ -127,6 +128,7 @@ def evaluate_version(
     split = _split_to_use(split, source.fingerprint, manifest, data)
     loaded = load(source, manifest.input, store.home / "cache")
     images, targets = _chosen_rows(loaded, split, data)
+    in_order = _to_classes_of(manifest, source.classes, targets)
     decider = Decider(
         manifest.task,
         manifest.classes,
@@ -136,7 +138,6 @@ def evaluate_version(
         manifest.outlier.alpha,
     )
     engine = load_engine("openvino", bundle, threads=0)
-    in_order = _to_classes_of(manifest, source.classes, targets)
     return {"split": split, **assess(decider, run_engine(engine, images), in_order)}
 
 
@@ -165,7 +166,15 @@ def _chosen_rows(
 
 
 def _to_classes_of(manifest: Manifest, classes: list[str], targets: NDArray[Any]) -> NDArray[Any]:
-    """Targets by the data's class order -> by the model's."""
+    """Targets by the data's class order -> by the model's.
+
+    Raises `DataError` where there is nothing to measure by.
+    """
+    if not classes or (manifest.task == "single" and not (targets >= 0).any()):
+        raise DataError(
+            f"none of the {len(targets)} images has a label to measure {manifest.tag} by;"
+            f" label some of them: {', '.join(manifest.classes)}"
+        )
     unknown = [name for name in classes if name not in manifest.classes]
     if unknown:
         raise DataError(
