@@ -15,7 +15,7 @@ from model.errors import MonitorError, StoreError
 from model.state import alarms, audit, record, write_transaction
 from model.store import ModelStore
 from monitoring import state_file
-from monitoring.record_reader import RecordReader
+from monitoring.record_reader import LIMIT_UNFOLDED_BYTES, RecordReader
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import COLUMNS, fitting_rows
 from monitoring.watch import Alarm, Watch
@@ -38,7 +38,8 @@ class Monitor:
         self._path = settings.home.absolute() / "monitor" / "state.json"
         self._reader = RecordReader(settings.records, ("model", *COLUMNS))
         self._states: dict[str, dict[str, Any]] = {}  # by tag, the latest last
-        self._resets_seen = 0
+        self._alarms_written: set[tuple[str, str]] = set()  # tag and time
+        self._why_no_watch = ""
         self.records_total: Counter[str] = Counter()  # watched, other version, unknown, refused
         self.watch: Watch | None = None
         content = state_file.load(self._path)
@@ -61,19 +62,44 @@ class Monitor:
 
     def _poll(self) -> list[Alarm]:
         self._follow_champion()
-        changed = self._obey_resets()
-        new = self._reader.read_new()
-        raised: list[Alarm] = []
-        if len(new):
-            raised = self._take(new)
-            changed = True
-        if changed:
+        if self.watch is None:
+            return []  # records are left for the champion that they may turn out to be of
+        known = self._reader.refused_files, self._reader.refused_records
+        new = self._reader.read_new(limit_bytes=LIMIT_UNFOLDED_BYTES)
+        refused = self._reader.refused_records - known[1]
+        if refused:
+            self.records_total["refused"] += refused
+        raised, resets = self._take_around_resets(new)
+        found = self._reader.refused_files, self._reader.refused_records
+        if len(new) or resets or found != known:
             self.save()
+        self._write_alarms()
         return raised
+
+    def _take_around_resets(self, new: pa.Table) -> tuple[list[Alarm], int]:
+        """Take records, with each reset between those from before it and those from after it.
+
+        Gives the alarms and how many resets were obeyed. One whose records have not all been read
+        yet is left for a later poll.
+        """
+        assert self.watch is not None
+        raised: list[Alarm] = []
+        resets = 0
+        for number, time in self._new_resets(self.watch):
+            is_before = pyarrow.compute.less_equal(new["time"], pa.scalar(time, new["time"].type))
+            earlier, later = new.filter(is_before), new.filter(pyarrow.compute.invert(is_before))
+            if self._reader.has_more and not len(later):
+                break
+            raised += self._take(earlier)
+            self.watch.reset(number, time.timestamp())
+            log.info("the evidence for %s was reset", self.watch.manifest.tag)
+            new = later
+            resets += 1
+        return raised + self._take(new), resets
 
     def _go_back_to_saved(self) -> None:
         self._reader = RecordReader(self._settings.records, ("model", *COLUMNS))
-        self._states, self.watch, self._resets_seen = {}, None, 0
+        self._states, self.watch = {}, None
         self.records_total = Counter()
         content = state_file.load(self._path)
         if content is not None:
@@ -89,7 +115,6 @@ class Monitor:
         content = {
             "reader": self._reader.to_state(),
             "watches": self._states,
-            "resets_seen": self._resets_seen,
             "records_total": dict(self.records_total),
         }
         state_file.save(self._path, content)
@@ -98,7 +123,7 @@ class Monitor:
         """`GET /api/status`."""
         watch = self.watch
         if watch is None:
-            return empty_status()
+            return empty_status(self._why_no_watch)
         evidence = watch.evidence.log10.items()
         begun = watch.evidence.images > 0
         return {
@@ -128,7 +153,6 @@ class Monitor:
         try:
             self._reader.restore(content["reader"])
             self._states = dict(content["watches"])
-            self._resets_seen = int(content["resets_seen"])
             self.records_total.update(content["records_total"])
         except (KeyError, TypeError, ValueError) as error:
             raise MonitorError(
@@ -140,8 +164,7 @@ class Monitor:
         try:
             version = self._store.champion(self._settings.model)
         except StoreError as error:
-            if self.watch is None:
-                log.debug("nothing to watch yet: %s", error)
+            self._why_no_watch = str(error)
             return
         if self.watch is not None and self.watch.manifest.tag == version.tag:
             return
@@ -160,21 +183,25 @@ class Monitor:
         self.watch = watch
         log.info("watching %s%s", version.tag, "" if state is None else ", from where it was")
 
-    def _obey_resets(self) -> bool:
-        """Take in resets that were asked for on the command line."""
+    def _new_resets(self, watch: Watch) -> list[tuple[int, datetime]]:
+        """Number and time of the resets that were asked for and not obeyed yet, oldest first."""
         asked = (
-            select(audit.c.id, audit.c.subject)
-            .where(audit.c.action == RESET, audit.c.id > self._resets_seen)
+            select(audit.c.id, audit.c.time)
+            .where(
+                audit.c.action == RESET,
+                audit.c.subject == watch.manifest.tag,
+                audit.c.id > watch.resets_seen,
+            )
             .order_by(audit.c.id)
         )
         with self._store.state.connect() as connection:
             rows = connection.execute(asked).all()
-        for number, tag in rows:
-            self._resets_seen = number
-            if self.watch is not None and tag == self.watch.manifest.tag:
-                self.watch.reset()
-                log.info("the evidence for %s was reset", tag)
-        return bool(rows)
+        now = datetime.now(UTC)
+        # SQLite keeps times in UTC but forgets that they are. A clock that is ahead must not
+        # declare records of the future to be from before the reset.
+        return [
+            (number, min(time.replace(tzinfo=time.tzinfo or UTC), now)) for number, time in rows
+        ]
 
     def _take(self, records: pa.Table) -> list[Alarm]:
         by_model = Counter(records["model"].to_pylist())
@@ -198,9 +225,6 @@ class Monitor:
             )
         raised = self.watch.take(own.filter(pa.array(fitting)))
         self.records_total["watched"] += int(fitting.sum())
-        for alarm in raised:
-            log.warning("ALARM: %s", self.watch.sentence)
-            self._write_alarm(tag, alarm)
         return raised
 
     def _kind_of(self, tag: str) -> str:
@@ -210,8 +234,19 @@ class Monitor:
         log.warning("records of %s, a version that is not in the store, are left out", tag)
         return "unknown version"
 
+    def _write_alarms(self) -> None:
+        """Put the alarms of the saved state into the database, each once.
+
+        What is saved does not change any more; an alarm found in records that are read again after
+        a crash may come at another one.
+        """
+        for tag, state in self._states.items():
+            for alarm in (Alarm(**its) for its in state["alarms"]):
+                if (tag, alarm.time) not in self._alarms_written:
+                    self._write_alarm(tag, alarm)
+                    self._alarms_written.add((tag, alarm.time))
+
     def _write_alarm(self, tag: str, alarm: Alarm) -> None:
-        """Once, though the same records may be read again after a crash."""
         same = (alarms.c.model == tag) & (alarms.c.time == alarm.time)
         with write_transaction(self._store.state) as connection:
             if connection.execute(select(alarms.c.id).where(same)).first() is not None:
@@ -225,17 +260,18 @@ class Monitor:
                 )
             )
             record(connection, "alarm", tag, f"{alarm.stream} after {alarm.after_images} images")
+        log.warning("ALARM: %s", alarm.sentence)
 
 
 def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def empty_status() -> dict[str, Any]:
-    """The status while there is no champion."""
+def empty_status(why: str) -> dict[str, Any]:
+    """The status while there is no champion to watch."""
     return {
         "state": "waiting",
-        "sentence": "Waiting: there is no champion to watch.",
+        "sentence": f"Waiting: {why}." if why else "Waiting: no champion was looked for yet.",
         "images_served": 0,
         "images_sampled": 0,
         "log10_evidence": {},

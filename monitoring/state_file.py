@@ -11,7 +11,7 @@ from typing import Any
 
 from model.errors import MonitorError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -55,6 +55,14 @@ class Alarm:
     after_images: int
     log10_evidence: float
 
+    @property
+    def sentence(self) -> str:
+        """The alarm, for people."""
+        return (
+            f"The domain has drifted: {self.stream.replace('_', ' ')} changed"
+            f" {self.after_images} sampled images after the last reset."
+        )
+
 
 class Watch:
     """Follows the records of one model version."""
@@ -78,6 +86,8 @@ class Watch:
         self.alarms: list[Alarm] = []
         self.drift: Alarm | None = None  # the alarm that nobody has reset yet
         self.promising = True
+        self.resets_seen = 0  # number of the last one in the audit
+        self._reset_seconds = -math.inf  # Unix time of it
         self.flags: deque[bool] = deque(maxlen=WINDOW_IMAGES)
         # Per image: expected right labels, labels given, labels expected.
         self.expected: deque[tuple[float, float, float]] = deque(maxlen=WINDOW_IMAGES)
@@ -103,7 +113,8 @@ class Watch:
             self.last_image_seconds = arrival.seconds
             if self.images_served % BLOCK == 0:
                 self._renew_promise()
-            if not self.sampler.takes(arrival):
+            # A file may appear after the reset of what it shows: seen, but no evidence any more.
+            if not self.sampler.takes(arrival) or arrival.seconds <= self._reset_seconds:
                 continue
             self.images_sampled += 1
             p_values = self.evidence.add({name: its[row] for name, its in streams.items()})
@@ -121,7 +132,7 @@ class Watch:
             return "drift"
         if self.images_served == 0:
             return "waiting"
-        return "ok" if self.promising else "cannot promise"
+        return "ok" if self.promising and not self._is_undecided else "cannot promise"
 
     @property
     def sentence(self) -> str:
@@ -130,14 +141,13 @@ class Watch:
         match self.state:
             case "drift":
                 assert self.drift is not None
-                return (
-                    f"The domain has drifted: {self.drift.stream.replace('_', ' ')} changed"
-                    f" {self.drift.after_images} sampled images after the last reset."
-                )
+                return self.drift.sentence
             case "waiting":
                 return "Waiting: no images have been recorded for this version yet."
             case "cannot promise":
-                return f"No promise is possible: {self.why_no_promise}."
+                why = self._why_undecided if self._is_undecided else self.why_no_promise
+                soon = "the images depended on each other until a moment ago"
+                return f"No promise is possible: {why or soon}."
             case _:
                 small = ""
                 if self.calibration_images < FEW_CALIBRATION_IMAGES:
@@ -167,8 +177,27 @@ class Watch:
             return f"neighbouring images depend on each other (correlation {correlation:.2f})"
         return None
 
-    def reset(self) -> None:
-        """Someone has looked into the drift: evidence begins anew, the bags stay."""
+    @property
+    def _is_undecided(self) -> bool:
+        """Whether the evidence is past the line, on images too few to say whether they depend."""
+        too_few = self.dependence.images < LEAST_DEPENDENCE_IMAGES
+        return self.drift is None and too_few and self.evidence.strongest[1] >= self.line
+
+    @property
+    def _why_undecided(self) -> str:
+        return (
+            "the evidence is past the alarm line, but whether the images depend on each other shows"
+            f" in {LEAST_DEPENDENCE_IMAGES} at the earliest, and it rests on"
+            f" {self.dependence.images} of {LEAST_DEPENDENCE_IMAGES} images"
+        )
+
+    def reset(self, number: int, seconds: float) -> None:
+        """Someone has looked into the drift: evidence begins anew, the bags stay.
+
+        `number` is that of the reset in the audit; images up to its time `seconds` that come later
+        are no evidence.
+        """
+        self.resets_seen, self._reset_seconds = number, seconds
         self.drift = None
         self.evidence.reset()
 
@@ -204,6 +233,8 @@ class Watch:
             "alarms": [asdict(alarm) for alarm in self.alarms],
             "drift": None if self.drift is None else asdict(self.drift),
             "promising": self.promising,
+            "resets_seen": self.resets_seen,
+            "reset_seconds": self._reset_seconds if self.resets_seen else None,
             "flags": list(map(int, self.flags)),
             "expected": list(self.expected),
             "confidences": list(self.confidences),
@@ -226,6 +257,9 @@ class Watch:
         self.alarms = [Alarm(**its) for its in state["alarms"]]
         self.drift = None if state["drift"] is None else Alarm(**state["drift"])
         self.promising = bool(state["promising"])
+        self.resets_seen = int(state["resets_seen"])
+        if self.resets_seen:
+            self._reset_seconds = float(state["reset_seconds"])
         self.flags.extend(map(bool, state["flags"]))
         self.expected.extend(tuple(its) for its in state["expected"])
         self.confidences.extend(state["confidences"])
@@ -261,8 +295,7 @@ class Watch:
             return None
         self._renew_promise()  # which may begin the evidence anew
         stream, evidence = self.evidence.strongest
-        too_few = self.dependence.images < LEAST_DEPENDENCE_IMAGES
-        if evidence < self.line or too_few or not self.promising:
+        if evidence < self.line or self._is_undecided or not self.promising:
             return None
         time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
         self.drift = Alarm(time, stream, self.evidence.images, evidence)

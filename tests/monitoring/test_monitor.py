@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import select
@@ -113,6 +114,156 @@ def test_an_alarm_that_is_read_again_after_a_crash_is_written_once(
     assert len(Monitor(settings, store).poll()) == 1
     with store.state.connect() as connection:
         assert len(connection.execute(select(alarms)).all()) == 1
+
+
+def test_an_alarm_is_written_once_though_records_came_between_a_crash_and_the_next_look(
+    store, settings, watched, put, draw, monkeypatch
+):
+    tag = watched()
+    put(draw(tag, 300, 1, darker=0.3))
+    crashing = Monitor(settings, store)
+    monkeypatch.setattr(crashing, "save", lambda: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        crashing.poll()
+    put(draw(tag, 40, 0))  # of earlier times: the alarm falls on another image now
+    again = Monitor(settings, store)
+    again.poll()
+    with store.state.connect() as connection:
+        rows = connection.execute(select(alarms)).all()
+    assert [row.time for row in rows] == [its.time for its in again.watch.alarms]
+    assert len(rows) == 1
+
+
+def test_an_alarm_that_was_saved_and_not_written_is_written_at_the_next_look(
+    store, settings, watched, put, draw, monkeypatch
+):
+    tag = watched()
+    put(draw(tag, 300, 1, darker=0.3))
+    crashing = Monitor(settings, store)
+    monkeypatch.setattr(crashing, "_write_alarms", lambda: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        crashing.poll()
+    for _ in range(2):
+        assert Monitor(settings, store).poll() == []
+    with store.state.connect() as connection:
+        assert [row.model for row in connection.execute(select(alarms))] == [tag]
+
+
+def test_a_reset_reaches_a_version_that_is_not_the_champion_now(
+    store, settings, watched, put, draw
+):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 300, 1, darker=0.3))
+    monitor.poll()
+    ask_for_reset(settings, "a lamp was out")
+    watched()
+    monitor.poll()
+    store.rollback("shapes")
+    monitor.poll()
+    assert (shown(monitor)["model"], shown(monitor)["state"]) == (tag, "ok")
+
+
+@pytest.fixture
+def after_now(draw):
+    """`after_now(tag, count, seed)`: records of images that come after all that was done so far."""
+
+    def after(tag: str, count: int, seed: int) -> list:
+        now = datetime.now(UTC)
+        return [
+            replace(its, time=now + timedelta(milliseconds=number + 1))
+            for number, its in enumerate(draw(tag, count, seed))
+        ]
+
+    return after
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_reset_falls_between_the_same_records_whenever_the_monitor_looks(
+    store, settings, watched, put, draw, after_now, monkeypatch, in_parts
+):
+    tag = watched()
+    steady, late = Monitor(settings, store), Monitor(settings, store)
+    monkeypatch.setattr(steady, "save", lambda: None)  # one state file for the other
+    if in_parts:
+        monkeypatch.setattr("monitoring.monitor.LIMIT_UNFOLDED_BYTES", 1)  # a file at a time
+    for seed in (1, 2):
+        put(draw(tag, 100, seed, darker=0.3))
+        steady.poll()
+    ask_for_reset(settings, "a lamp was out")
+    steady.poll()
+    put(after_now(tag, 80, 3))
+    steady.poll()
+    for _ in range(3):
+        late.poll()
+    assert late.watch.to_state() == steady.watch.to_state()
+    status = shown(late)
+    assert (status["state"], status["images_since_reset"]) == ("ok", 80)
+    assert (len(status["alarms"]), status["images_sampled"]) == (1, 280)
+
+
+def test_images_from_before_a_reset_that_come_after_it_are_no_evidence(
+    store, settings, watched, put, draw, after_now
+):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 300, 1, darker=0.3))
+    monitor.poll()
+    ask_for_reset(settings, "a lamp was out")
+    put(after_now(tag, 70, 2))
+    monitor.poll()
+    put(draw(tag, 200, 3, darker=0.3))
+    assert monitor.poll() == []
+    status = shown(monitor)
+    assert (status["state"], status["images_since_reset"]) == ("ok", 70)
+    assert status["images_served"] == 570
+
+
+def test_records_are_left_for_the_champion_that_is_not_known_yet(
+    store, settings, watched, put, draw, register
+):
+    tag = watched()
+    store.promote(register("others"))
+    monitor = Monitor(settings, store)
+    put(draw(tag, 20, 1))
+    monitor.poll()
+    assert shown(monitor)["state"] == "waiting"
+    assert "several models have a champion (others, shapes)" in shown(monitor)["sentence"]
+    told = Monitor(settings.model_copy(update={"model": "shapes"}), store)
+    told.poll()
+    assert shown(told)["images_served"] == 20
+
+
+def test_evidence_past_the_line_on_few_images_is_not_all_is_well(
+    store, settings, watched, put, draw
+):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 45, 1, darker=0.4))
+    assert monitor.poll() == []
+    status = shown(monitor)
+    assert max(status["log10_evidence"].values()) > status["alarm_line"]
+    assert status["state"] == "cannot promise"
+    assert "45 of 60 images" in status["sentence"]
+    put(draw(tag, 20, 2, darker=0.4))
+    (alarm,) = monitor.poll()
+    assert alarm.after_images == 60
+
+
+def test_records_of_times_that_cannot_be_are_refused_and_hold_up_nothing(
+    store, settings, watched, put, draw
+):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    ancient, future = (datetime(year, 1, 1, tzinfo=UTC) for year in (1969, 9999))
+    good = draw(tag, 20, 1)
+    put([*good, replace(draw(tag, 1, 2)[0], time=ancient), replace(good[0], time=future)])
+    monitor.poll()
+    assert shown(monitor)["last_image"].startswith("2026-03-04")
+    assert monitor.records_total == {"refused": 2, "watched": 20}
+    again = Monitor(settings, store)
+    again.poll()
+    assert again.records_total == {"refused": 2, "watched": 20}
 
 
 def test_records_of_other_versions_are_counted_apart(store, settings, watched, put, draw):

@@ -40,8 +40,8 @@ def test_a_torn_file_is_refused(tmp_path, kept):
 
 def test_a_newer_schema_is_refused(tmp_path):
     path = tmp_path / "state.json"
-    path.write_text(json.dumps({"schema": 2, "sha256": "0"}) + "\n{}\n")
-    with pytest.raises(MonitorError, match="schema 2; this Plumbline reads 1"):
+    path.write_text(json.dumps({"schema": 3, "sha256": "0"}) + "\n{}\n")
+    with pytest.raises(MonitorError, match="schema 3; this Plumbline reads 2"):
         state_file.load(path)
 
 
