@@ -5,13 +5,16 @@ A key is 256 random bits, so a plain hash needs no salt and no stretching.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -68,12 +71,27 @@ def add_key(path: Path, name: str, scopes: Iterable[str]) -> str:
         )
     if not 0 < len(name.strip()) <= _LIMIT_NAME:
         raise SettingsError(f"{name!r} is no name of a key; valid: 1 to {_LIMIT_NAME} characters")
-    keys = _read(path) if path.exists() else []
-    if any(key.name == name for key in keys):
-        raise SettingsError(f"there is a key named {name!r} in {path}; give another name")
     secret = secrets.token_urlsafe(32)
-    _write(path, [*keys, ApiKey(name, wanted, _digest(secret))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_with(path):
+        keys = _read(path) if path.exists() else []
+        if any(key.name == name for key in keys):
+            raise SettingsError(f"there is a key named {name!r} in {path}; give another name")
+        _write(path, [*keys, ApiKey(name, wanted, _digest(secret))])
     return secret
+
+
+@contextmanager
+def _alone_with(path: Path) -> Iterator[None]:
+    """Others who add a key wait. Readers need not: the file is replaced whole."""
+    # A file of its own, since the keys file is replaced; it stays, since to remove it would let
+    # one who waits for it and one who makes it anew both in.
+    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _digest(secret: str) -> str:
@@ -107,9 +125,12 @@ def _parse(row: dict[str, Any]) -> ApiKey:
 
 def _write(path: Path, keys: list[ApiKey]) -> None:
     rows = [{"name": key.name, "scopes": sorted(key.scopes), "sha256": key.sha256} for key in keys]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump({"keys": rows}, file, indent=1)
-    partial.replace(path)
+    # Made with mode 0600.
+    descriptor, name = tempfile.mkstemp(".partial", f".{path.name}.", path.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"keys": rows}, file, indent=1)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -62,12 +66,41 @@ def test_a_key_is_256_random_bits(path):
     assert len(add_key(path, "anna", ["predict"])) >= 43  # of 6 bits each
 
 
-def test_only_the_owner_can_read_the_file_and_nothing_is_left_beside_it(path):
+def test_only_the_owner_can_read_the_file_and_nothing_but_a_lock_is_left_beside_it(path):
     add_key(path, "anna", ["predict"])
     path.chmod(0o644)
     add_key(path, "ben", ["predict"])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(path.parent.iterdir()) == [path]
+    lock = path.with_name(".keys.json.lock")
+    assert lock.read_bytes() == b""
+    assert sorted(path.parent.iterdir()) == [lock, path]
+
+
+def test_a_write_that_fails_leaves_the_keys_as_they_were(path, monkeypatch):
+    secret = add_key(path, "anna", ["predict"])
+
+    def full(content, file, **options):
+        file.write("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(OSError, match="No space left"):
+        add_key(path, "ben", ["predict"])
+    assert read_keys(path).find(secret).name == "anna"
+    assert not list(path.parent.glob("*.partial"))
+
+
+ADD_TEN = (
+    "import sys; from pathlib import Path; from service.keys import add_key\n"
+    "for number in range(10): add_key(Path(sys.argv[1]), sys.argv[2] + str(number), ['predict'])"
+)
+
+
+def test_keys_that_are_added_at_the_same_time_are_all_kept(path):
+    adding = [subprocess.Popen([sys.executable, "-c", ADD_TEN, path, who]) for who in "abcd"]
+    assert [process.wait() for process in adding] == [0] * 4
+    names = {row["name"] for row in json.loads(path.read_text())["keys"]}
+    assert names == {f"{who}{number}" for who in "abcd" for number in range(10)}
 
 
 def test_a_name_is_given_once(path):
