@@ -130,6 +130,8 @@ def decode(data: bytes, header: Header, least_side: int) -> Pixels:
     except ImageError:
         raise
     except Exception as error:
+        if "arithmetic coding" in str(error):  # whole, but this build of libjpeg leaves it out
+            raise ImageError("unsupported_type", f"the JPEG cannot be decoded: {error}") from error
         raise ImageError(
             "undecodable", f"the {header.format.upper()} is broken or truncated: {error}"
         ) from error

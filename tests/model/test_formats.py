@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
+import simplejpeg
 from PIL import Image
 
 from model.errors import ImageError
@@ -16,6 +19,7 @@ from model.formats import (
     still_png,
     too_many_jpeg_scans,
 )
+from model.images import InputSpec, prepare
 
 KINDS = {
     "baseline": ("JPEG", {}),
@@ -78,6 +82,60 @@ def test_jpegs_of_12_bits_and_of_lossless_kinds_are_an_unsupported_type(marker, 
 @pytest.mark.parametrize("marker", [0xC0, 0xC1, 0xC2, 0xC9, 0xCA])
 def test_jpegs_of_decodable_kinds_pass_and_give_width_then_height(marker):
     assert read_header(frame(marker, 8)) == Header("jpeg", 7, 9)
+
+
+# 16 x 12 pixels of the astronaut in grey, by libjpeg-turbo's `cjpeg -quality 50 -grayscale`.
+HUFFMAN = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRT"
+    "c4UG1RV19iZ2hnPk1xeXBkeFxlZ2P/wAALCAAMABABAREA/8QAHwAAAQUBAQEBAQEAAAAAAAAAAAECAwQFBgcICQoL"
+    "/8QAtRAAAgEDAwIEAwUFBAQAAAF9AQIDAAQRBRIhMUEGE1FhByJxFDKBkaEII0KxwRVS0fAkM2JyggkKFhcYGRolJi"
+    "coKSo0NTY3ODk6Q0RFRkdISUpTVFVWV1hZWmNkZWZnaGlqc3R1dnd4eXqDhIWGh4iJipKTlJWWl5iZmqKjpKWmp6ip"
+    "qrKztLW2t7i5usLDxMXGx8jJytLT1NXW19jZ2uHi4+Tl5ufo6erx8vP09fb3+Pn6/9oACAEBAAA/AI1unstOhjSF7h"
+    "EJ6MVJHbI7dentVqfU7CKCwM87IQpysvJ6Y5PrmqMM0ksayuxL7SSfXBFc3NeTHUblSxIaRgQSSCN2OR06V//Z"
+)
+ARITHMETIC = base64.b64decode(  # and -arithmetic
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRT"
+    "c4UG1RV19iZ2hnPk1xeXBkeFxlZ2P/yQALCAAMABABAREA/8wABgAQEAX/2gAIAQEAAD8A+PPBpCUnRNG4x3Q4oizC"
+    "OUFPjRkLgINh10hZ+IS5qllpIodAPQ3M30Xj3qv6Jkf8O2gPMGKBZor6rX14lo31Ggv78awyJE+HN44GHA+btLj/2Q"
+    "=="
+)
+PROGRESSIVE = base64.b64decode(  # and -arithmetic -progressive
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRT"
+    "c4UG1RV19iZ2hnPk1xeXBkeFxlZ2P/ygALCAAMABABAREA/8wABAAQ/9oACAEBAAAAAfGqvgzA/8wABBAF/9oACAEB"
+    "AAEFAo6aPGv++lgBNqr/zAAEEAX/2gAIAQEABj8CEOia0BaoBHd1/8wABBAF/9oACAEBAAE/IfXFrUc86w3abGOVhU"
+    "WD5Ov/2gAIAQEAAAAQYP/MAAQQBf/aAAgBAQABPxCcitiLxG87kuNidCqYLtgD+dyWzeDFuPs+0/dz5a3khjz/2Q=="
+)
+SPEC = InputSpec(size=12, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def pixels_or_code(data: bytes) -> list | str:
+    try:
+        return prepare(data, SPEC).tolist()
+    except ImageError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("data", [ARITHMETIC, PROGRESSIVE], ids=["sequential", "progressive"])
+def test_an_arithmetic_jpeg_is_decoded_as_its_huffman_twin_or_an_unsupported_type(data):
+    assert read_header(data) == read_header(HUFFMAN) == Header("jpeg", 16, 12)
+    assert pixels_or_code(data) in (pixels_or_code(HUFFMAN), "unsupported_type")
+
+
+def test_where_libjpeg_leaves_arithmetic_coding_out_it_is_an_unsupported_type(monkeypatch):
+    def refuse(*arguments, **options):
+        raise ValueError("Sorry, arithmetic coding is not implemented")
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", refuse)
+    with pytest.raises(ImageError, match="arithmetic") as refusal:
+        prepare(ARITHMETIC, SPEC)
+    assert refusal.value.code == "unsupported_type"
+
+
+@pytest.mark.parametrize("data", [ARITHMETIC, PROGRESSIVE], ids=["sequential", "progressive"])
+def test_a_truncated_arithmetic_jpeg_is_not_decoded(data):
+    for missing in range(1, len(data) // 10):
+        with pytest.raises(ImageError):
+            prepare(data[:-missing], SPEC)
 
 
 def test_sniffing_believes_only_the_first_bytes(photograph, encoded):
