@@ -1,20 +1,39 @@
-"""Labelled production images: feedback joined to records and to the images that were kept."""
+"""Labelled production images: feedback joined to records and to the images that were kept.
+
+Feedback is bounded in number, records are not: they are read in pieces, from the first day that a
+labelled image can be of, and nothing is kept of them but what was labelled.
+"""
 
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-from sqlalchemy import Engine, select
+import pyarrow.compute
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Engine, delete, select
 
 from model.bundle import Manifest
-from model.state import feedback
+from model.state import feedback, write_transaction
 from monitoring.image_store import find_image
+from monitoring.record_reader import RecordReader
+from monitoring.settings import MonitoringSettings
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
+UNJOINED_KEPT = timedelta(days=1)  # feedback of ids that no record has
+_COLUMNS = ("id", "time", "model")
+_ROWS_AT_ONCE = 50_000
+_IDS_KEPT = 1_000_000  # 8 bytes each; of the newest records
+_DELETED_AT_ONCE = 500
+
+Answers = dict[tuple[str, ...], datetime]  # labels, and when they were said last
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,8 @@ class Labels:
     without_record: int  # ids that no record of this model has
     without_image: int
     contradicted: int  # different clients say different things
-    unsuitable: int  # unknown classes, or more or fewer labels than the task can learn from
+    unknown: int  # classes that the model has not
+    unsuitable: int  # more or fewer labels than the task can learn from
     since: datetime = BEGINNING
     received_after: datetime = BEGINNING
 
@@ -61,69 +81,234 @@ class Labels:
             "have no record": self.without_record,
             "have no stored image": self.without_image,
             "are contradicted": self.contradicted,
+            "name classes that the model has not": self.unknown,
             "have labels that the task cannot learn from": self.unsuitable,
         }
         return ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
 
 
 def labelled_images(
+    settings: MonitoringSettings,
     state: Engine,
-    records: pa.Table,
-    image_folder: Path,
     manifest: Manifest,
     *,
-    received_after: datetime | None = None,
-    since: datetime | None = None,
+    since: datetime = BEGINNING,
+    received_after: datetime = BEGINNING,
+    received_until: datetime | None = None,
 ) -> Labels:
-    """Join feedback to `records` (columns id and time) and to the stored images.
+    """Join feedback to the records of a model name and to the stored images.
 
-    What was predicted `since` and labelled after `received_after` counts as recent.
+    What was predicted `since` and labelled after `received_after` counts as recent; what was said
+    after `received_until` was not said yet.
     """
-    said = _said_by_id(state)
-    known = dict(zip(records["id"].to_pylist(), records["time"].to_pylist(), strict=True))
-    left_out = dict.fromkeys(("record", "image", "contradicted", "unsuitable"), 0)
+    said = _said_by_id(state, received_until)
+    paths = {its: path for its in said if (path := find_image(settings.images, its)) is not None}
+    first_day = _first_day(paths)
+    known = _record_times(settings.records, list(said), manifest.name, first_day)
+    left_out = dict.fromkeys(("record", "image", "contradicted", "unknown", "unsuitable"), 0)
     found = []
     for prediction_id, answers in said.items():
         labels, received_at = next(iter(answers.items()))
+        reason = _fault(answers, manifest)
         if prediction_id not in known:
-            left_out["record"] += 1
-        elif len(answers) > 1:
-            left_out["contradicted"] += 1
-        elif not _is_suitable(labels, manifest):
-            left_out["unsuitable"] += 1
-        elif (path := find_image(image_folder, prediction_id)) is None:
-            left_out["image"] += 1
-        else:
+            # Records of the days before are not read: no image is left of those.
+            day = _day(prediction_id)
+            reason = "image" if day and first_day and day < first_day else "record"
+        elif reason is None and prediction_id not in paths:
+            reason = "image"
+        if reason is None:
             found.append(
-                LabelledImage(prediction_id, known[prediction_id], labels, path, received_at)
+                LabelledImage(
+                    prediction_id, known[prediction_id], labels, paths[prediction_id], received_at
+                )
             )
+        else:
+            left_out[reason] += 1
     return Labels(
         tuple(sorted(found, key=lambda its: (its.time, its.prediction_id))),
         without_record=left_out["record"],
         without_image=left_out["image"],
         contradicted=left_out["contradicted"],
+        unknown=left_out["unknown"],
         unsuitable=left_out["unsuitable"],
-        since=since or BEGINNING,
-        received_after=received_after or BEGINNING,
+        since=since,
+        received_after=received_after,
     )
 
 
-def _is_suitable(labels: tuple[str, ...], manifest: Manifest) -> bool:
-    if not set(labels) <= set(manifest.classes):
-        return False
-    if manifest.task == "multi":
-        return True
-    return len(labels) == 1 or (not labels and manifest.none_allowed)
+class LabelCounter:
+    """Counts, again and again, the images since an alarm whose labels are new.
+
+    For the monitor, which must neither stall nor grow: every count reads at most some 50,000 new
+    records, and keeps eight bytes of each of the last million.
+    """
+
+    def __init__(
+        self,
+        settings: MonitoringSettings,
+        state: Engine,
+        manifest: Manifest,
+        *,
+        since: datetime,
+        received_after: datetime = BEGINNING,
+    ) -> None:
+        self._images = settings.images
+        self._state = state
+        self._manifest = manifest
+        self._since = since
+        # Nobody labels an image before it was predicted.
+        self._received_after = max(since, received_after)
+        self._reader = RecordReader(settings.records, _COLUMNS, since.date())
+        self._predicted: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def count(self) -> int:
+        """As `Labels.recent` has them, once all records are read."""
+        said = _said_by_id(self._state, received_after=self._received_after)
+        if not said:
+            return 0
+        self._read_on()
+        known = np.isin(_short(said), self._predicted).tolist()
+        return sum(
+            is_known
+            and _fault(answers, self._manifest) is None
+            and find_image(self._images, prediction_id) is not None
+            for (prediction_id, answers), is_known in zip(said.items(), known, strict=True)
+        )
+
+    def _read_on(self) -> None:
+        records = _of_model(self._reader.read_new(_ROWS_AT_ONCE), self._manifest.name)
+        is_after = pyarrow.compute.greater_equal(
+            records["time"], pa.scalar(self._since, records["time"].type)
+        )
+        new = _short(records.filter(is_after)["id"].to_pylist())
+        self._predicted = np.concatenate([self._predicted, new])[-_IDS_KEPT:]
 
 
-def _said_by_id(state: Engine) -> dict[str, dict[tuple[str, ...], datetime]]:
-    """The different answers of all clients with the time of the newest, by prediction."""
-    query = select(feedback.c.prediction_id, feedback.c.labels, feedback.c.received_at)
-    said: dict[str, dict[tuple[str, ...], datetime]] = {}
+def forget_unjoined(settings: MonitoringSettings, state: Engine, after: datetime) -> datetime:
+    """Delete feedback that is a day old and of ids that no record has; only what came `after`.
+
+    Gives the time up to which feedback was looked at. Ids from before the oldest record stay, and
+    without any record all: then records were removed, or are looked for in the wrong place.
+    """
+    until = datetime.now(UTC) - UNJOINED_KEPT
+    its = feedback.c
+    old = (its.received_at > after) & (its.received_at <= until)
     with state.connect() as connection:
-        for prediction_id, labels, received_at in connection.execute(query):
-            answers = said.setdefault(prediction_id, {})
-            answer = tuple(json.loads(labels))
-            # SQLite keeps times in UTC but forgets that they are.
-            answers[answer] = max(answers.get(answer, BEGINNING), received_at.replace(tzinfo=UTC))
+        ids = set(connection.scalars(select(its.prediction_id).where(old).distinct()))
+    if not ids:
+        return until
+    oldest = None
+    # Ids that do not tell their day are none of ours.
+    for records in _read(settings.records, _first_day([its for its in ids if _day(its)])):
+        if oldest is None:
+            oldest = records["time"][0].as_py().date()
+        ids.difference_update(_matching(records, list(ids))["id"].to_pylist())
+    if oldest is None:
+        return after
+    unjoined = sorted(its for its in ids if (_day(its) or oldest) >= oldest)
+    with write_transaction(state) as connection:
+        for start in range(0, len(unjoined), _DELETED_AT_ONCE):
+            some = unjoined[start : start + _DELETED_AT_ONCE]
+            connection.execute(delete(feedback).where(old, its.prediction_id.in_(some)))
+    return until
+
+
+def _fault(answers: Answers, manifest: Manifest) -> str | None:
+    """Why nothing can be learned from what was said of an image."""
+    if len(answers) > 1:
+        return "contradicted"
+    (labels,) = answers
+    if not set(labels) <= set(manifest.classes):
+        return "unknown"
+    if manifest.task == "multi" or len(labels) == 1 or (not labels and manifest.none_allowed):
+        return None
+    return "unsuitable"
+
+
+def _said_by_id(
+    state: Engine,
+    received_until: datetime | None = None,
+    received_after: datetime = BEGINNING,
+) -> dict[str, Answers]:
+    """The different answers of all clients with the time of the newest, by prediction.
+
+    With `received_after`, of predictions that something was said of since.
+    """
+    its = feedback.c
+    wanted: list[ColumnElement[bool]] = []
+    if received_after > BEGINNING:
+        new = select(its.prediction_id).where(its.received_at > received_after)
+        wanted.append(its.prediction_id.in_(new))
+    if received_until is not None:
+        wanted.append(its.received_at <= received_until)
+    query = select(its.prediction_id, its.labels, its.received_at).where(*wanted)
+    said: dict[str, Answers] = {}
+    with state.connect() as connection:
+        rows = connection.execute(query.order_by(its.prediction_id))
+        for prediction_id, same in groupby(rows, key=lambda row: row.prediction_id):
+            answers: Answers = {}
+            for _, labels, received_at in same:
+                answer = tuple(json.loads(labels))
+                # SQLite keeps times in UTC but forgets that they are.
+                time = received_at.replace(tzinfo=UTC)
+                answers[answer] = max(answers.get(answer, BEGINNING), time)
+            said[prediction_id] = answers
     return said
+
+
+# --- records of ids ------------------------------------------------------------------------
+
+
+def _record_times(
+    url: str, ids: Sequence[str], model: str, first_day: date | None
+) -> dict[str, datetime]:
+    """When predictions of a model name were made, of those that have records."""
+    if not ids:
+        return {}
+    found: dict[str, datetime] = {}
+    for records in _read(url, first_day):
+        own = _of_model(_matching(records, ids), model)
+        found.update(zip(own["id"].to_pylist(), own["time"].to_pylist(), strict=True))
+    return found
+
+
+def _read(url: str, first_day: date | None) -> Iterator[pa.Table]:
+    reader = RecordReader(url, _COLUMNS, first_day)
+    while len(records := reader.read_new(_ROWS_AT_ONCE)) or reader.has_more:
+        if len(records):
+            yield records
+
+
+def _matching(records: pa.Table, ids: Sequence[str]) -> pa.Table:
+    return records.filter(
+        pyarrow.compute.is_in(records["id"], value_set=pa.array(ids, records["id"].type))
+    )
+
+
+def _of_model(records: pa.Table, name: str) -> pa.Table:
+    return records.filter(pyarrow.compute.starts_with(records["model"], f"{name}:"))
+
+
+def _first_day(ids: Collection[str]) -> date | None:
+    """The first day whose records can be of these ids; None where one of them does not tell."""
+    days = [_day(its) for its in ids]
+    known = [day for day in days if day is not None]
+    if not known or len(known) < len(days):
+        return None
+    return min(known) - timedelta(days=1)  # the record's time is another clock's reading
+
+
+def _day(prediction_id: str) -> date | None:
+    """The day in an id of ours, which is a UUIDv7; None for others."""
+    number = uuid.UUID(prediction_id)
+    if number.version != 7:
+        return None
+    try:
+        return datetime.fromtimestamp((number.int >> 80) / 1000, UTC).date()
+    except (OverflowError, ValueError, OSError):  # made up, far in the future
+        return date.max
+
+
+def _short(ids: Collection[str]) -> NDArray[np.int64]:
+    """Eight bytes for each id; two of a million are equal once in tens of millions of times."""
+    return np.array([hash(its) for its in ids], np.int64)

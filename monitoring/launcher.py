@@ -7,21 +7,26 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Engine, Row, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from model.state import retrainings
 from model.store import ModelStore
-from monitoring.retrain import Comparison, close_dead, has_row, last_retraining, new_labels
+from monitoring.labels import BEGINNING, LabelCounter, forget_unjoined
+from monitoring.retrain import Comparison, learned_until
+from monitoring.retraining_lock import close_dead, has_row, last_retraining
 from monitoring.settings import MonitoringSettings
 from monitoring.watch import Alarm, Watch
 
 log = logging.getLogger("plumbline.monitor")
 
-_LOOK_SECONDS = 5.0  # between two counts of labels, which read all records
+_LOOK_SECONDS = 5.0  # between two counts of labels
+_FORGET_SECONDS = 3600.0  # between two searches for feedback that no record has
 _SHOWN = 5
 _AFTER_FAILURE_SECONDS = 300.0
 
@@ -39,6 +44,9 @@ class Launcher:
         self._children: list[subprocess.Popen[bytes]] = []
         self._told = ""
         self._not_before = 0.0
+        self._counter: LabelCounter | None = None
+        self._counts: tuple[str, datetime] | None = None  # what for: alarm, and learned until when
+        self._forgetting = _Forgetting(settings, store.state)
         self.waiting_for: str | None = None
 
     def consider(self, watch: Watch | None) -> None:
@@ -47,6 +55,7 @@ class Launcher:
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
         self._looked = time.monotonic()
+        self._forgetting.consider()
         for number in close_dead(self._store.state):
             log.error("retraining %d was killed; the champion is untouched", number)
         self.waiting_for = None
@@ -96,12 +105,26 @@ class Launcher:
             until = last.started_at.replace(tzinfo=UTC) + cooldown
             if datetime.now(UTC) < until:
                 return f"cooling down until {until:%H:%M:%S} UTC"
-        labels = new_labels(self._settings, self._store, watch.manifest, recent_alone=True)
-        count = len(labels.recent)
+        count = self._count(watch, alarm)
         least = self._settings.retrain_least_labels
         if count < least:
             return f"waiting for labels: {count} of {least} images since the alarm are labelled"
         return None
+
+    def _count(self, watch: Watch, alarm: Alarm) -> int:
+        """Images since the alarm with new labels, as far as their records were read."""
+        learned = learned_until(self._store.state, watch.manifest.name) or BEGINNING
+        key = (f"{watch.manifest.tag} {alarm.time}", learned)
+        if self._counter is None or self._counts != key:
+            self._counts = key
+            self._counter = LabelCounter(
+                self._settings,
+                self._store.state,
+                watch.manifest,
+                since=datetime.fromisoformat(alarm.time),
+                received_after=learned,
+            )
+        return self._counter.count()
 
     def _start(self, why: str) -> None:
         home = self._settings.home.absolute()
@@ -117,6 +140,35 @@ class Launcher:
                 start_new_session=True,
             )
         self._children.append(child)
+
+
+class _Forgetting:
+    """Deletes feedback that never got a record, in a thread of its own: it reads a day of them."""
+
+    def __init__(self, settings: MonitoringSettings, state: Engine) -> None:
+        self._settings = settings
+        self._state = state
+        self._looked_at_until = BEGINNING
+        self._begun = -_FORGET_SECONDS
+        self._thread: threading.Thread | None = None
+
+    def consider(self) -> None:
+        """Begin where it is due."""
+        if time.monotonic() - self._begun < _FORGET_SECONDS:
+            return
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._begun = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="forgetting", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._looked_at_until = forget_unjoined(
+                self._settings, self._state, self._looked_at_until
+            )
+        except (OSError, SQLAlchemyError) as error:
+            log.error("feedback without records was not looked for: %s", error)
 
 
 def in_words(row: Row[Any]) -> str:

@@ -1,10 +1,9 @@
 """Retraining: one at a time, on what people said of production images; the champion stays.
 
-A retraining is a row of the state database, which is also its lock: a second is refused while the
-process of the first lives, and the row of one that was killed is closed by whoever looks next.
-It trains on the champion's data with the labelled images added, starting from the champion's
-weights, and compares both versions on the champion's test images and on the newest labelled
-images, which are held out. Promotion stays a command.
+A second is refused while the first lives (`monitoring.retraining_lock`). It trains on the
+champion's data with the labelled images added, starting from the champion's weights, and compares
+both versions on the champion's test images and on the newest labelled images that neither of them
+learned. Promotion stays a command.
 """
 
 from __future__ import annotations
@@ -16,33 +15,33 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-import pyarrow as pa
-from sqlalchemy import Connection, Engine, Row, select
+from sqlalchemy import Engine, select
 
 from model.bundle import Manifest, file_sha256
 from model.errors import MonitorError
-from model.state import alarms, record, retrainings, write_transaction
+from model.state import alarms, record, write_transaction
 from model.store import ModelStore
-from monitoring.labels import LabelledImage, Labels, labelled_images
-from monitoring.record_reader import RecordReader
+from monitoring.labels import BEGINNING, LabelledImage, Labels, labelled_images
+from monitoring.retraining_lock import beating, begin, end, last_retraining
 from monitoring.settings import MonitoringSettings
 
 log = logging.getLogger("plumbline.retrain")
 
 HELD_OUT_SHARE = 0.2  # of the labelled images since the alarm, the newest
 _ERROR_LINES = 5
-_CLOCK_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ORPHANED = 75  # exit code, sysexits.h: try again
+# Loaded here: a child between fork and exec must not wait for a lock of its parent's threads.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _METRICS = {"single": "accuracy", "multi": "micro_f1"}
 
 
@@ -86,7 +85,8 @@ def retrain(settings: MonitoringSettings, why: str) -> Comparison:
     store = ModelStore(settings)
     champion = store.champion(settings.model)
     manifest = store.load(champion).manifest
-    labels = new_labels(settings, store, manifest)
+    asked_at = datetime.now(UTC)  # what is said from here on is new the next time
+    labels = new_labels(settings, store, manifest, received_until=asked_at)
     recent = labels.recent
     if len(recent) < settings.retrain_least_labels:
         told = f"; of the others, {labels.left_out}" if labels.left_out else ""
@@ -95,17 +95,20 @@ def retrain(settings: MonitoringSettings, why: str) -> Comparison:
             f" PLUMBLINE_RETRAIN_LEAST_LABELS is {settings.retrain_least_labels}: not"
             f" retraining{told}"
         )
-    number = _begin(store.state, manifest.name, why)
+    if labels.left_out:
+        log.info("of the labelled images, %s", labels.left_out)
+    number = begin(store.state, manifest.name, why, asked_at)
     try:
-        # The newest of those that no model has learned from, the champion included.
-        held_out = recent[-max(1, round(HELD_OUT_SHARE * len(recent))) :]
-        ids = {its.prediction_id for its in held_out}
-        others = [its for its in labels.images if its.prediction_id not in ids]
-        comparison = _train_and_compare(settings, manifest, others, held_out, number)
+        with beating(store.state, number):
+            # The newest of those that no model has learned from, the champion included.
+            held_out = recent[-max(1, round(HELD_OUT_SHARE * len(recent))) :]
+            ids = {its.prediction_id for its in held_out}
+            others = [its for its in labels.images if its.prediction_id not in ids]
+            comparison = _train_and_compare(settings, manifest, others, held_out, number)
     except BaseException as error:
-        _end(store.state, number, "failed", {"error": _reason(error)})
+        end(store.state, number, "failed", {"error": _reason(error)})
         raise
-    _end(store.state, number, "challenger", asdict(comparison))
+    end(store.state, number, "challenger", asdict(comparison))
     with write_transaction(store.state) as connection:
         record(connection, "challenger", comparison.challenger, comparison.in_words())
     return comparison
@@ -121,28 +124,26 @@ def new_labels(
     settings: MonitoringSettings,
     store: ModelStore,
     manifest: Manifest,
-    *,
-    recent_alone: bool = False,
+    received_until: datetime | None = None,
 ) -> Labels:
     """Labelled images of this model; recent are those that no retraining before has used.
 
     `since` is the last alarm for this version: what came after it shows the changed domain.
-    With `recent_alone` only the records since then are read.
     """
-    since = _last_alarm(store.state, manifest.tag)
-    first_day = since.date() if recent_alone and since is not None else None
-    reader = RecordReader(settings.records, ("id", "time", "model"), first_day)
-    records = reader.read_new(limit_rows=sys.maxsize)
-    names = [tag.partition(":")[0] == manifest.name for tag in records["model"].to_pylist()]
-    used = last_retraining(store.state, manifest.name, outcome="challenger")
     return labelled_images(
+        settings,
         store.state,
-        records.filter(pa.array(names, pa.bool_())),
-        settings.images,
         manifest,
-        received_after=None if used is None else used.started_at.replace(tzinfo=UTC),
-        since=since,
+        since=_last_alarm(store.state, manifest.tag) or BEGINNING,
+        received_after=learned_until(store.state, manifest.name) or BEGINNING,
+        received_until=received_until,
     )
+
+
+def learned_until(state: Engine, model: str) -> datetime | None:
+    """Up to when labels were received that the last challenger learned from."""
+    used = last_retraining(state, model, outcome="challenger")
+    return None if used is None else used.started_at.replace(tzinfo=UTC)
 
 
 def _last_alarm(state: Engine, tag: str) -> datetime | None:
@@ -150,85 +151,6 @@ def _last_alarm(state: Engine, tag: str) -> datetime | None:
     with state.connect() as connection:
         time = connection.scalar(query.limit(1))
     return None if time is None else datetime.fromisoformat(time)
-
-
-def last_retraining(state: Engine, model: str, outcome: str | None = None) -> Row[Any] | None:
-    """The latest row of a model name, or None; of one outcome where that is given."""
-    query = select(retrainings).where(retrainings.c.model == model)
-    if outcome is not None:
-        query = query.where(retrainings.c.outcome == outcome)
-    with state.connect() as connection:
-        return connection.execute(query.order_by(retrainings.c.id.desc())).first()
-
-
-def has_row(state: Engine, model: str, why: str) -> bool:
-    """Whether a retraining of this model was ever started for this reason."""
-    query = select(retrainings.c.id).where(retrainings.c.model == model, retrainings.c.why == why)
-    with state.connect() as connection:
-        return connection.execute(query.limit(1)).first() is not None
-
-
-def close_dead(state: Engine) -> list[int]:
-    """Mark retrainings of this machine whose process is gone as failed; gives their numbers."""
-    with write_transaction(state) as connection:
-        running = connection.execute(select(retrainings).where(retrainings.c.outcome.is_(None)))
-        dead = [row.id for row in running.all() if not _may_live(row)]
-        for number in dead:
-            _close(connection, number, "failed", {"error": "its process was killed"})
-    return dead
-
-
-def _begin(state: Engine, model: str, why: str) -> int:
-    close_dead(state)
-    own = psutil.Process()
-    with write_transaction(state) as connection:
-        running = connection.execute(
-            select(retrainings).where(retrainings.c.model == model, retrainings.c.outcome.is_(None))
-        ).first()
-        if running is not None:
-            raise MonitorError(
-                f"a retraining of {model} is running since {running.started_at:%Y-%m-%d %H:%M} UTC"
-                f" (process {running.process} on {running.host}); wait for it, or stop it"
-            )
-        result = connection.execute(
-            retrainings.insert().values(
-                model=model,
-                why=why,
-                started_at=datetime.now(UTC),
-                host=socket.gethostname(),
-                process=own.pid,
-                process_started=repr(own.create_time()),
-                detail="",
-            )
-        )
-        record(connection, "retrain", model, why)
-        assert result.inserted_primary_key is not None
-        return int(result.inserted_primary_key[0])
-
-
-def _may_live(row: Row[Any]) -> bool:
-    """A process on another machine counts as living: it cannot be seen from here."""
-    if row.host != socket.gethostname():
-        return True
-    try:
-        started = psutil.Process(row.process).create_time()
-        # The clock may have been set since, and moves all of them.
-        return bool(abs(started - float(row.process_started)) < _CLOCK_SECONDS)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _end(state: Engine, number: int, outcome: str, detail: dict[str, Any]) -> None:
-    with write_transaction(state) as connection:
-        _close(connection, number, outcome, detail)
-
-
-def _close(connection: Connection, number: int, outcome: str, detail: dict[str, Any]) -> None:
-    connection.execute(
-        retrainings.update()
-        .where(retrainings.c.id == number, retrainings.c.outcome.is_(None))
-        .values(outcome=outcome, detail=json.dumps(detail), ended_at=datetime.now(UTC))
-    )
 
 
 def _train_and_compare(
@@ -336,10 +258,12 @@ def _add_earlier(table: Path, champion: Manifest, kept_apart: Collection[str]) -
                 writer.writerow((image.name, row["labels"]))
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Linux: a training does not outlive a retraining that was killed, whose lock is then free."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # killed before it was asked: no signal will come
+            os._exit(_ORPHANED)
 
 
 def _plumbline(settings: MonitoringSettings, arguments: Sequence[str]) -> dict[str, Any]:
@@ -351,7 +275,7 @@ def _plumbline(settings: MonitoringSettings, arguments: Sequence[str]) -> dict[s
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=_end_with_parent,
+        preexec_fn=partial(_end_with_parent, os.getpid()),
     )
     if done.returncode:
         last = " ".join(done.stderr.strip().splitlines()[-_ERROR_LINES:])
