@@ -12,13 +12,15 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, Row, select
+from sqlalchemy import Row, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from model.errors import PlumblineError
 from model.state import retrainings
 from model.store import ModelStore
 from monitoring.labels import BEGINNING, LabelCounter, forget_unjoined
 from monitoring.retrain import Comparison, learned_until
+from monitoring.retraining_images import remove_unneeded
 from monitoring.retraining_lock import close_dead, has_row, last_retraining
 from monitoring.settings import MonitoringSettings
 from monitoring.watch import Alarm, Watch
@@ -26,7 +28,7 @@ from monitoring.watch import Alarm, Watch
 log = logging.getLogger("plumbline.monitor")
 
 _LOOK_SECONDS = 5.0  # between two counts of labels
-_FORGET_SECONDS = 3600.0  # between two searches for feedback that no record has
+_HOUSEKEEPING_SECONDS = 3600.0
 _SHOWN = 5
 _AFTER_FAILURE_SECONDS = 300.0
 
@@ -46,7 +48,7 @@ class Launcher:
         self._not_before = 0.0
         self._counter: LabelCounter | None = None
         self._counts: tuple[str, datetime] | None = None  # what for: alarm, and learned until when
-        self._forgetting = _Forgetting(settings, store.state)
+        self._housekeeping = _Housekeeping(settings, store)
         self.waiting_for: str | None = None
 
     def consider(self, watch: Watch | None) -> None:
@@ -55,7 +57,7 @@ class Launcher:
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        self._forgetting.consider()
+        self._housekeeping.consider()
         for number in close_dead(self._store.state):
             log.error("retraining %d was killed; the champion is untouched", number)
         self.waiting_for = None
@@ -142,33 +144,38 @@ class Launcher:
         self._children.append(child)
 
 
-class _Forgetting:
-    """Deletes feedback that never got a record, in a thread of its own: it reads a day of them."""
+class _Housekeeping:
+    """Removes, once in a while, feedback that never got a record and images that nobody needs.
 
-    def __init__(self, settings: MonitoringSettings, state: Engine) -> None:
+    In a thread of its own: it reads a day of records.
+    """
+
+    def __init__(self, settings: MonitoringSettings, store: ModelStore) -> None:
         self._settings = settings
-        self._state = state
+        self._store = store
         self._looked_at_until = BEGINNING
-        self._begun = -_FORGET_SECONDS
+        self._begun = -_HOUSEKEEPING_SECONDS
         self._thread: threading.Thread | None = None
 
     def consider(self) -> None:
         """Begin where it is due."""
-        if time.monotonic() - self._begun < _FORGET_SECONDS:
+        if time.monotonic() - self._begun < _HOUSEKEEPING_SECONDS:
             return
         if self._thread is not None and self._thread.is_alive():
             return
         self._begun = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="forgetting", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self._looked_at_until = forget_unjoined(
-                self._settings, self._state, self._looked_at_until
+                self._settings, self._store.state, self._looked_at_until
             )
-        except (OSError, SQLAlchemyError) as error:
-            log.error("feedback without records was not looked for: %s", error)
+            for name in {version.name for version in self._store.versions()}:
+                remove_unneeded(self._store, name)
+        except (OSError, SQLAlchemyError, PlumblineError) as error:
+            log.error("what nobody needs any more was not removed: %s", error)
 
 
 def in_words(row: Row[Any]) -> str:

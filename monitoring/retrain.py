@@ -8,17 +8,15 @@ learned. Promotion stays a command.
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,11 +24,20 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
-from model.bundle import Manifest, file_sha256
+from model.bundle import Manifest
 from model.errors import MonitorError
 from model.state import alarms, record, write_transaction
 from model.store import ModelStore
 from monitoring.labels import BEGINNING, LabelledImage, Labels, labelled_images
+from monitoring.retraining_images import (
+    TABLE,
+    new_folder,
+    note_learned,
+    remove_unneeded,
+    unlearned,
+    write_learning,
+    write_table,
+)
 from monitoring.retraining_lock import beating, begin, end, last_retraining
 from monitoring.settings import MonitoringSettings
 
@@ -59,6 +66,7 @@ class Comparison:
     test: dict[str, float] | None  # on the champion's test images, where there are any
     production: dict[str, float]  # on the newest labelled production images
     production_images: int
+    left_out: str = ""  # of the labelled images, by reason, in words
 
     def in_words(self) -> str:
         """One sentence."""
@@ -73,6 +81,7 @@ class Comparison:
             f" against {self.production['champion']:.3f} on the {self.production_images} newest"
             f" labelled production images{on_test}. To promote it:"
             f" plumbline promote {self.challenger}"
+            f"{f'. Of the labelled images, {self.left_out}' if self.left_out else ''}"
         )
 
 
@@ -95,20 +104,26 @@ def retrain(settings: MonitoringSettings, why: str) -> Comparison:
             f" PLUMBLINE_RETRAIN_LEAST_LABELS is {settings.retrain_least_labels}: not"
             f" retraining{told}"
         )
-    if labels.left_out:
-        log.info("of the labelled images, %s", labels.left_out)
+    # The newest of those that no model has learned from, the champion included.
+    held_out = unlearned(recent, manifest)[-max(1, round(HELD_OUT_SHARE * len(recent))) :]
+    if not held_out:
+        raise NoNewLabelsError(
+            f"{manifest.tag} has learned all of the {len(recent)} images with new labels, or they"
+            " are removed: there is nothing to compare on, not retraining"
+        )
     number = begin(store.state, manifest.name, why, asked_at)
     try:
         with beating(store.state, number):
-            # The newest of those that no model has learned from, the champion included.
-            held_out = recent[-max(1, round(HELD_OUT_SHARE * len(recent))) :]
             ids = {its.prediction_id for its in held_out}
             others = [its for its in labels.images if its.prediction_id not in ids]
             comparison = _train_and_compare(settings, manifest, others, held_out, number)
+            comparison = replace(comparison, left_out=labels.left_out)
     except BaseException as error:
         end(store.state, number, "failed", {"error": _reason(error)})
+        remove_unneeded(store, manifest.name)
         raise
     end(store.state, number, "challenger", asdict(comparison))
+    remove_unneeded(store, manifest.name)
     with write_transaction(store.state) as connection:
         record(connection, "challenger", comparison.challenger, comparison.in_words())
     return comparison
@@ -160,16 +175,16 @@ def _train_and_compare(
     held_out: Sequence[LabelledImage],
     number: int,
 ) -> Comparison:
-    begun = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
-    folder = settings.home.absolute() / "retraining" / f"{champion.name}-{number}-{begun}"
+    folder = new_folder(settings.home, champion.name, number)
+    newest, learning = folder / "held-out", folder / "learning"
     delimiter = str(champion.training.get("delimiter") or " ")
-    newest = _write_table(folder / "held-out", held_out, delimiter)
+    held_out_count = write_table(newest, held_out, delimiter)
+    if not held_out_count:
+        raise MonitorError("the images to compare on were removed before they could be copied")
     # What is held out must not be learned, under whatever id it was sent.
-    kept_apart = {_digest(path) for path in newest.parent.iterdir()}
-    others = [its for its in images if _digest(its.path) not in kept_apart]
-    learning = _write_table(folder / "learning", others, delimiter)
-    _add_earlier(learning, champion, kept_apart)
-    trained = _plumbline(settings, _training_arguments(champion, learning, delimiter))
+    write_learning(learning, images, champion, delimiter, kept_apart=newest)
+    trained = _plumbline(settings, _training_arguments(champion, learning / TABLE, delimiter))
+    note_learned(learning, champion)
     challenger = str(trained["version"])
 
     metric = _METRICS[champion.task]
@@ -185,8 +200,8 @@ def _train_and_compare(
     if champion.metrics_split == "test":
         reading = _reading_arguments(champion)
         test = accuracies("--data", champion.data.source, "--split", "test", *reading)
-    production = accuracies("--data", str(newest), "--split", "all")
-    return Comparison(champion.tag, challenger, test, production, len(held_out))
+    production = accuracies("--data", str(newest / TABLE), "--split", "all")
+    return Comparison(champion.tag, challenger, test, production, held_out_count)
 
 
 def _training_arguments(champion: Manifest, learning: Path, delimiter: str) -> list[str]:
@@ -213,49 +228,6 @@ def _reading_arguments(champion: Manifest) -> list[str]:
         *(("--label-column", name) for name in columns.get("labels") or ()),
     ]
     return [str(word) for option, value in given if value for word in (option, value)]
-
-
-def _write_table(folder: Path, images: Sequence[LabelledImage], delimiter: str) -> Path:
-    """Copies of the images, which retention may remove, and a table of them."""
-    folder.mkdir(parents=True)
-    table = folder / "items.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("fname", "labels"))
-        for image in images:
-            try:
-                shutil.copyfile(image.path, folder / image.path.name)
-            except FileNotFoundError:  # its time was up
-                continue
-            writer.writerow((image.path.name, delimiter.join(image.labels)))
-    return table
-
-
-def _digest(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except FileNotFoundError:  # its time was up
-        return ""
-
-
-def _add_earlier(table: Path, champion: Manifest, kept_apart: Collection[str]) -> None:
-    """What the champion itself learned from production is learned again."""
-    earlier = champion.training.get("more")
-    if not earlier or not Path(earlier).is_file():
-        return
-    with (
-        Path(earlier).open(newline="", encoding="utf-8") as source,
-        table.open("a", newline="", encoding="utf-8") as target,
-    ):
-        rows = csv.DictReader(source)
-        writer = csv.writer(target)
-        for row in rows:
-            image = Path(earlier).parent / row["fname"]
-            copied = table.parent / image.name
-            is_new = image.is_file() and not copied.exists()
-            if is_new and _digest(image) not in kept_apart:
-                shutil.copyfile(image, copied)
-                writer.writerow((image.name, row["labels"]))
 
 
 def _end_with_parent(parent: int) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy import select
 
 from model.errors import MonitorError
 from model.state import alarms, feedback, retrainings, write_transaction
+from model.store import ModelStore
 from monitoring import labels as labels_module
 from monitoring import retrain as retraining
 from monitoring import retraining_lock
@@ -31,6 +32,7 @@ from monitoring.launcher import Launcher, in_words
 from monitoring.monitor import Monitor
 from monitoring.records import write_records
 from monitoring.retrain import Comparison, NoNewLabelsError, new_labels, retrain
+from monitoring.retraining_images import remove_unneeded
 from monitoring.retraining_lock import close_dead, last_retraining
 from monitoring.settings import MonitoringSettings
 
@@ -77,17 +79,23 @@ def say(store, prediction_id: str, labels, client: str = "anna") -> None:
 
 
 @pytest.fixture
-def commands(monkeypatch):
-    """Stands in for the command line: what was asked, and what accuracies it finds."""
+def commands(store, make_manifest, fill_bundle, monkeypatch):
+    """Stands in for the command line: what was asked, and what accuracies it finds.
+
+    The challengers that it trains are registered.
+    """
     asked = []
-    accuracies = {"champion": 0.6, "challenger": 0.8}
 
     def run(settings, arguments):
         asked.append(list(arguments))
-        if arguments[0] == "train":
-            return {"version": "shapes:20260102-00000000"}
-        which = "challenger" if arguments[1] == "shapes:20260102-00000000" else "champion"
-        return {"accuracy": accuracies[which]}
+        if arguments[0] != "train":
+            learned = "more" in store.load(store.find(arguments[1])).manifest.training
+            return {"accuracy": 0.8 if learned else 0.6}
+        more = arguments[arguments.index("--more") + 1]
+        with store.registering("shapes") as (version, directory, seal):
+            fill_bundle(directory)
+            seal(make_manifest(version=version, training={"more": more}))
+        return {"version": f"shapes:{version}"}
 
     monkeypatch.setattr(retraining, "_plumbline", run)
     return asked
@@ -632,27 +640,169 @@ class TestLauncher:
         assert started == []
 
 
+@pytest.fixture
+def learned_before(monkeypatch, tmp_path):
+    """`learned_before({name: content})`: the champion has learned these images, as circles."""
+
+    def put(images: dict[str, bytes]) -> Path:
+        earlier = tmp_path / "earlier"
+        earlier.mkdir()
+        for name, content in images.items():
+            (earlier / name).write_bytes(content)
+        lines = ["fname,labels", *(f"{name},circle" for name in images)]
+        (earlier / "items.csv").write_text("\n".join(lines) + "\n")
+        load = ModelStore.load
+
+        def with_more(self, version):
+            bundle = load(self, version)
+            training = {"more": str(earlier / "items.csv"), **bundle.manifest.training}
+            manifest = bundle.manifest.model_copy(update={"training": training})
+            return replace(bundle, manifest=manifest)
+
+        monkeypatch.setattr(ModelStore, "load", with_more)
+        return earlier
+
+    return put
+
+
+def held_out_names(commands) -> list[str]:
+    command = next(its for its in commands if "held-out" in " ".join(its))
+    return [row["fname"] for row in table(command[command.index("--data") + 1])]
+
+
 def test_what_the_champion_learned_from_production_is_learned_again(
-    store, settings, watched, production, commands, tmp_path, monkeypatch
+    settings, watched, production, commands, learned_before
 ):
-    earlier = tmp_path / "earlier"
-    earlier.mkdir()
-    (earlier / "old.png").write_bytes(b"old")
-    (earlier / "items.csv").write_text("fname,labels\nold.png,circle\n")
-    tag = watched()
-    production(tag, 20)
-    load = type(store).load
-
-    def with_more(self, version):
-        bundle = load(self, version)
-        training = {**bundle.manifest.training, "more": str(earlier / "items.csv")}
-        return replace(bundle, manifest=bundle.manifest.model_copy(update={"training": training}))
-
-    monkeypatch.setattr(type(store), "load", with_more)
+    learned_before({"old.png": b"old"})
+    production(watched(), 20)
     retrain(settings, "the second time")
     path = commands[0][commands[0].index("--more") + 1]
     assert table(path)[-1] == {"fname": "old.png", "labels": "circle"}
     assert (Path(path).parent / "old.png").read_bytes() == b"old"
+
+
+def test_what_the_champion_learned_is_not_held_out_under_another_id(
+    settings, watched, production, commands, learned_before
+):
+    records = production(watched(), 20)
+    learned_before({"old.png": b"image of " + records[-1].id.encode()})
+    found = retrain(settings, "the second time")
+    assert held_out_names(commands) == [f"{its.id}.png" for its in records[-5:-1]]
+    assert found.production_images == 4
+
+
+def test_it_is_still_known_when_the_images_are_gone(
+    store, settings, watched, production, commands, learned_before
+):
+    """The table of a champion's champion may go; what was learned has been written down."""
+    tag = watched()
+    records = production(tag, 20)
+    earlier = learned_before({"old.png": b"image of " + records[-1].id.encode()})
+    manifest = store.load(store.find(tag)).manifest
+    retraining.note_learned(earlier, manifest)
+    (earlier / "old.png").unlink()
+    (earlier / "items.csv").unlink()
+    retrain(settings, "the second time")
+    assert f"{records[-1].id}.png" not in held_out_names(commands)
+
+
+def test_where_the_champion_has_learned_all_of_them_there_is_nothing_to_compare_on(
+    settings, watched, production, commands, learned_before
+):
+    records = production(watched(), LEAST)
+    learned_before({f"{its.id}.png": b"image of " + its.id.encode() for its in records})
+    with pytest.raises(NoNewLabelsError, match=r"has learned all of the 10 images"):
+        retrain(settings, "a test")
+    assert commands == []
+
+
+def test_copies_of_one_image_are_held_out_once_and_not_learned(
+    settings, watched, production, commands
+):
+    records = production(watched(), 20)
+    for its in records[-3:]:
+        (settings.images / FOLDERS[0] / f"{its.id}.png").write_bytes(b"the same")
+    assert retrain(settings, "a test").production_images == 4
+    names = [f"{its.id}.png" for its in records]
+    assert held_out_names(commands) == [*names[-6:-3], names[-1]]
+    learned = table(commands[0][commands[0].index("--more") + 1])
+    assert [row["fname"] for row in learned] == names[:-6]
+
+
+def test_the_comparison_counts_the_images_that_there_still_were(
+    settings, watched, production, commands, monkeypatch
+):
+    """Retention goes on while a retraining begins."""
+    records = production(watched(), 20)
+    begin = retraining.begin
+
+    def begin_late(*arguments):
+        (settings.images / FOLDERS[0] / f"{records[-1].id}.png").unlink()
+        return begin(*arguments)
+
+    monkeypatch.setattr(retraining, "begin", begin_late)
+    found = retrain(settings, "a test")
+    assert found.production_images == 3
+    assert "on the 3 newest" in found.in_words()
+
+
+def test_what_was_left_out_is_told_with_the_comparison(settings, watched, production, commands):
+    tag = watched()
+    production(tag, 20)
+    production(tag, 2, seed=2, labels=("triangle",))
+    found = retrain(settings, "a test")
+    assert "Of the labelled images, 2 name classes that the model has not" in found.in_words()
+
+
+class TestCopies:
+    """Images that were copied for a retraining go with the last version that needs them."""
+
+    @pytest.fixture
+    def learn(self, store, settings, watched, production, commands):
+        """`learn(number)`: a retraining on new images; gives the challenger."""
+        tags = [watched()]
+
+        def retrain_once(number: int) -> str:
+            production(tags[0], 20, seed=number)
+            return retrain(settings, f"retraining {number}").challenger
+
+        return retrain_once
+
+    def kept(self, store) -> list[int]:
+        """Numbers of the retrainings whose images are there."""
+        folders = (store.home / "retraining").glob("shapes-*")
+        return sorted(int(its.name.split("-")[1]) for its in folders if list(its.rglob("*.png")))
+
+    def test_a_challenger_that_is_passed_over_loses_them(self, store, learn):
+        learn(1)
+        assert self.kept(store) == [1]
+        learn(2)
+        assert self.kept(store) == [2]
+
+    def test_they_stay_for_the_champion_and_the_one_before_it(self, store, learn):
+        for number in (1, 2, 3):
+            store.promote(learn(number))
+        assert self.kept(store) == [1, 2, 3]
+        remove_unneeded(store, "shapes")
+        assert self.kept(store) == [2, 3]
+        (gone,) = (store.home / "retraining").glob("shapes-1-*")
+        assert [its.name for its in gone.rglob("*.*")] == ["digests.txt"]
+        learn(4)
+        assert self.kept(store) == [2, 3, 4]
+
+    def test_those_of_a_killed_retraining_go_and_of_a_running_one_stay(self, store):
+        for name in ("shapes-7", "shapes-8", "shapes-of-ours-7"):
+            (store.home / "retraining" / f"{name}-20260101T000000").mkdir(parents=True)
+        put_row(store, id=8)
+        remove_unneeded(store, "shapes")
+        left = {its.name for its in (store.home / "retraining").iterdir()}
+        assert left == {"shapes-8-20260101T000000", "shapes-of-ours-7-20260101T000000"}
+
+    def test_the_monitor_removes_them_after_a_promotion(self, store, settings, learn):
+        for number in (1, 2, 3):
+            store.promote(learn(number))
+        Launcher(settings, store).consider(None)
+        wait_for(lambda: self.kept(store) == [2, 3])
 
 
 def test_the_last_retraining_is_of_the_model_that_is_asked(
