@@ -163,10 +163,11 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
 )
 @click.option(
     "--track",
-    type=click.Choice(["tensorboard", "none"]),
+    type=click.Choice(["tensorboard", "mlflow", "none"]),
     default="tensorboard",
     show_default=True,
-    help="Write losses, rates and metrics below $PLUMBLINE_HOME/runs.",
+    help="Where losses, rates and metrics go: below $PLUMBLINE_HOME/runs, or MLFLOW_TRACKING_URI"
+    " ($PLUMBLINE_HOME/mlflow.db).",
 )
 @training_options
 def train(
@@ -175,8 +176,12 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a model, register it, and print its VERSION."""
-    from training.recipe import DEFAULT_ALPHA, TrainRequest, run_training
+    """Train a model, register it, and print its VERSION.
+
+    Several devices: torchrun --nproc-per-node N -m plumbline train ...
+    """
+    from training.preparation import DEFAULT_ALPHA, TrainRequest
+    from training.recipe import run_training
 
     lowest, highest = learning_rate or (None, None)
     settings = read_settings(ServiceSettings)
@@ -191,7 +196,11 @@ def train(
     )
     store = _store(settings)
     say = (lambda message: None) if as_json else _say
+    # By an exception what is half-written is removed too.
+    signal.signal(signal.SIGTERM, _end)
     bundle = run_training(request, store, show_progress=not as_json, say=say)
+    if bundle is None:  # torchrun's first process speaks for all
+        return
     manifest = bundle.manifest
     if promote:
         store.promote(manifest.tag)

@@ -105,7 +105,7 @@ def show(item: str, out: Path | None, as_json: bool, **options: Any) -> None:
     from model.store import ModelStore
     from training.data_pages import write_show_page
     from training.data_show import find_row, show_item
-    from training.recipe import TrainRequest, choose_pipeline
+    from training.preparation import TrainRequest, choose_pipeline
 
     knobs = take_knobs(options)
     options |= take_columns(options)

@@ -56,7 +56,7 @@ def learning_curve(
     from model.store import ModelStore
     from training.learning_curve import learning_curve as measure
     from training.learning_curve import picture
-    from training.recipe import TrainRequest, prepare_training
+    from training.preparation import TrainRequest, prepare_training
 
     knobs = take_knobs(options)
     options |= take_columns(options)

@@ -42,7 +42,8 @@ def lr_find(
     from model.errors import SettingsError
     from model.store import ModelStore
     from training.learning_rate import picture
-    from training.recipe import TrainRequest, sweep_learning_rate
+    from training.preparation import TrainRequest
+    from training.recipe import sweep_learning_rate
 
     if lowest >= highest:
         raise SettingsError(f"--lowest {lowest} must be under --highest {highest}")

@@ -1,7 +1,8 @@
 """Random changes to a batch of images that do not change what they show.
 
 Whole batches on the device they lie on, another change for every image, all from one seeded
-generator on the CPU (so that a seed means the same on every device).
+generator on the CPU (so that a seed means the same on every device). Several processes that
+share a batch draw for all of it and take their part, so that a seed means the same for them too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from training.world import ALONE, World
 
 _ERASED_AREA = (0.02, 0.25)  # share of the image (Zhong et al. 2020, narrowed)
 _ERASED_ASPECT = 3.0  # at most this many times wider than high, or the reverse
@@ -30,21 +33,32 @@ class Augmentation:
     erase_probability: float = 0.0
 
 
-def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    world: World = ALONE,
+) -> Tensor:
     """Augmented copy of uint8 images N x H x W x 3."""
-    moved = flip_and_shift(images, augmentation.flip, augmentation.shift_share, generator)
-    return erase(moved, augmentation.erase_probability, generator)
+    flip, shift_share = augmentation.flip, augmentation.shift_share
+    moved = flip_and_shift(images, flip, shift_share, generator, world)
+    return erase(moved, augmentation.erase_probability, generator, world)
 
 
 def flip_and_shift(
-    images: Tensor, flip: bool, shift_share: float, generator: torch.Generator
+    images: Tensor,
+    flip: bool,
+    shift_share: float,
+    generator: torch.Generator,
+    world: World = ALONE,
 ) -> Tensor:
     """Mirror half of the images and move each by its own whole number of pixels."""
     count, height, width, _ = images.shape
-    rows = _shifted(count, height, shift_share, generator)
-    columns = _shifted(count, width, shift_share, generator)
+    drawn = count * world.size
+    rows = world.part(_shifted(drawn, height, shift_share, generator))
+    columns = world.part(_shifted(drawn, width, shift_share, generator))
     if flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        mirrored = world.part(torch.rand(drawn, 1, generator=generator)) < 0.5
         columns = torch.where(mirrored, width - 1 - columns, columns)
     # One gather for both: flat pixel number N x H x W.
     first = torch.arange(count)[:, None, None] * (height * width)
@@ -53,21 +67,24 @@ def flip_and_shift(
     return flat[pixel.reshape(-1).to(images.device)].reshape(images.shape)
 
 
-def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+def erase(
+    images: Tensor, probability: float, generator: torch.Generator, world: World = ALONE
+) -> Tensor:
     """Replace a random rectangle by noise in a share of the images (Zhong et al. 2020).
 
     Takes uint8 or float in 0..255, N x H x W x 3.
     """
     if probability == 0:
         return images
-    count, height, width, _ = images.shape
+    _, height, width, _ = images.shape
+    count = len(images) * world.size
     chosen = torch.rand(count, generator=generator) < probability
     area = torch.empty(count).uniform_(*_ERASED_AREA, generator=generator)
     spread = math.log(_ERASED_ASPECT)
     aspect = torch.empty(count).uniform_(-spread, spread, generator=generator).exp()
     inside_rows = _interval(height, (area * aspect).sqrt() * chosen, generator)
     inside_columns = _interval(width, (area / aspect).sqrt() * chosen, generator)
-    inside = (inside_rows[:, :, None] & inside_columns[:, None, :]).to(images.device)
+    inside = world.part(inside_rows[:, :, None] & inside_columns[:, None, :]).to(images.device)
     noise = torch.randint(0, 256, (int(inside.sum()), 3), generator=generator, dtype=torch.uint8)
     erased = images.clone()
     erased[inside] = noise.to(images.device, images.dtype)

@@ -18,6 +18,7 @@ from training.precision import PRECISIONS, fastest_precision
 from training.schedule import one_cycle, one_cycle_momentum
 from training.settings import TrainingSettings
 from training.warp import warp
+from training.world import ALONE, World
 
 if TYPE_CHECKING:
     from training.loop import Samples, Trainer
@@ -74,7 +75,8 @@ class ChoosePrecision(Callback):
         """Decide once; leaves weights and random state as they were."""
         wanted = trainer.settings.precision
         if wanted == "auto" and isinstance(trainer.network, Network):
-            trainer.precision = fastest_precision(trainer)
+            fastest = PRECISIONS.index(fastest_precision(trainer))
+            trainer.precision = PRECISIONS[trainer.world.agree(fastest, trainer.device)]
         elif wanted != "auto":
             trainer.precision = next(one for one in PRECISIONS if one.name == wanted)
         if isinstance(trainer.network, Network):
@@ -109,26 +111,17 @@ class Augment(Callback):
     order = 20
     in_sweep = True
 
-    def before_fit(self, trainer: Trainer) -> None:
-        """A generator of its own, so that nothing else moves its numbers."""
-        self._generator = torch.Generator().manual_seed(trainer.settings.seed)
-
-    def state(self) -> dict[str, Tensor]:
-        """Where the generator stands."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
-        self._generator.set_state(state["generator"])
-
     def before_batch(self, trainer: Trainer) -> None:
         """Replace the images."""
-        settings, size = trainer.settings, trainer.image_size
+        settings, size, world = trainer.settings, trainer.image_size, trainer.world
+        # A generator of its own at every step, so that a resumed training draws the same.
+        seed = np.random.SeedSequence((settings.seed, trainer.step_number)).generate_state(1)
+        generator = torch.Generator().manual_seed(int(seed[0]))
         if trainer.images.shape[1] == size:
-            trainer.images = augment(trainer.images, settings.augmentation, self._generator)
+            trainer.images = augment(trainer.images, settings.augmentation, generator, world)
             return
-        warped = warp(trainer.images, size, settings.warp, self._generator)
-        trainer.images = erase(warped, settings.erase_probability, self._generator)
+        warped = warp(trainer.images, size, settings.warp, generator, world)
+        trainer.images = erase(warped, settings.erase_probability, generator, world)
 
 
 class Mix(Callback):
@@ -140,8 +133,8 @@ class Mix(Callback):
     def before_batch(self, trainer: Trainer) -> None:
         """Replace images and targets."""
         settings = trainer.settings
-        # Drawn anew at every step, so that a resumed training draws the same.
-        random = np.random.default_rng((settings.seed, trainer.step_number))
+        # As in `Augment`; each of several processes mixes its own part of the batch.
+        random = np.random.default_rng((settings.seed, trainer.step_number, trainer.world.rank))
         mixes = [(mixup, settings.mixup), (cutmix, settings.cutmix)]
         mix, alpha = (
             mixes[int(random.integers(2))]
@@ -248,9 +241,15 @@ class AverageWeights(Callback):
         get_ema_multi_avg_fn(decay)(average, new, steps)
 
 
-def standard_callbacks(settings: TrainingSettings, fit: Samples) -> list[Callback]:
-    """Those that the settings ask for."""
+def standard_callbacks(
+    settings: TrainingSettings, fit: Samples, world: World = ALONE
+) -> list[Callback]:
+    """Those that the settings ask for, and several processes need."""
     callbacks: list[Callback] = [ChoosePrecision(), OneCycle(), StopOnBadLoss(), Record()]
+    if world.size > 1:
+        from training.distributed import TrainTogether
+
+        callbacks.append(TrainTogether())
     if fit.images.ndim == 4:
         callbacks.append(Augment())
         if settings.mixup or settings.cutmix:

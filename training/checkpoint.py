@@ -26,7 +26,7 @@ from training.history import EpochRecord, TrainingHistory
 from training.loop import Trainer
 from training.precision import PRECISIONS
 
-_FORMAT = "1"  # raise it when what is stored changes
+_FORMAT = "2"  # raise it when what is stored changes
 _RANDOM, _CUDA_RANDOM = "random", "random_cuda"
 
 
@@ -59,7 +59,9 @@ class Checkpoint(Callback):
         self.say(f"resumed after epoch {done} of {trainer.settings.epochs}")
 
     def after_epoch(self, trainer: Trainer) -> None:
-        """Replace the file."""
+        """Replace the file; of several processes the first does."""
+        if not trainer.world.is_first:
+            return
         try:
             save(trainer, self.path, self.key)
         except (OSError, SafetensorError) as error:

@@ -15,10 +15,11 @@ from model.errors import SettingsError
 from model.network import Network
 from training.callbacks import Callback
 from training.history import TrainingHistory
-from training.loop import Arrays, Samples, Trainer, pick_device, predict_all
+from training.loop import Arrays, Samples, Trainer, predict_all
 from training.loss import Floats, Targets
 from training.schedule import discriminative_rates
 from training.settings import TrainingSettings
+from training.world import current_world, local_device
 
 LINEAR_HEAD_KEPT = "linear head"
 
@@ -141,7 +142,7 @@ def fine_tune(
     Batch norm statistics stay frozen. The body's rates climb from
     `settings.body_learning_rate` (a hundredth of the head's where it is None) to the head's.
     """
-    network.to(pick_device(settings.device))
+    network.to(local_device(settings.device))
     head = _fit_head_of(network, fit, validation, settings, task, callbacks)
     if settings.epochs == 0:
         return FineTuned(head.history, None, LINEAR_HEAD_KEPT)
@@ -195,8 +196,9 @@ def _fit_head_of(
     callbacks: Sequence[Callback],
 ) -> FittedHead:
     """Embed both splits once, fit the head on that, and put it into the network."""
-    _, features = predict_all(network, fit.images)
-    _, validation_features = predict_all(network, validation.images)
+    world = current_world()
+    _, features = predict_all(network, fit.images, world=world)
+    _, validation_features = predict_all(network, validation.images, world=world)
     head = fit_head(
         features,
         fit.targets,

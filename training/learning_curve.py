@@ -20,8 +20,8 @@ from training.charts import Chart, Series, stand_alone
 from training.fine_tuning import fine_tune, train_from_scratch
 from training.loop import Arrays, Inputs, Samples
 from training.loss import Targets, metric_name, trainable_rows
+from training.preparation import Prepared
 from training.progress import ProgressBar
-from training.recipe import Prepared
 from training.splits import Split
 
 SHARES = (0.125, 0.25, 0.5, 1.0)

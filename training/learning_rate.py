@@ -112,7 +112,7 @@ def _sweep(trainer: Trainer, lowest: float, highest: float, steps: int) -> Sweep
         rate = lowest * (highest / lowest) ** (step / max(1, steps - 1))
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate * group["peak"] / head_peak
-        trainer.accumulated_batches = 1
+        trainer.step_number, trainer.accumulated_batches = step, 1
         trainer.notify("before_batch")
         trainer.predict()
         trainer.get_loss()
@@ -141,7 +141,7 @@ def _untouched(trainer: Trainer) -> Iterator[None]:
     network = copy.deepcopy(trainer.network.state_dict())
     modes = [(module, module.training) for module in trainer.network.modules()]
     optimizer = copy.deepcopy(trainer.optimizer.state_dict())
-    names = ("callbacks", "precision", "scaler", "accumulated_batches")
+    names = ("callbacks", "precision", "scaler", "accumulated_batches", "step_number")
     kept = {name: getattr(trainer, name) for name in names}
     precision_name = trainer.history.precision
     memory_format = getattr(trainer.network, "memory_format", None)

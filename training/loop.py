@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.decision import Task
-from model.errors import TrainingError
+from model.errors import SettingsError, TrainingError
 from training.callbacks import Callback, standard_callbacks
 from training.history import EpochRecord, TrainingHistory
 from training.loss import (
@@ -36,6 +36,7 @@ from training.loss import (
 )
 from training.precision import Precision
 from training.settings import TrainingSettings
+from training.world import ALONE, World, current_world, local_device
 
 Inputs = NDArray[Any]  # uint8 images N x H x W x 3, or float32 features N x D
 
@@ -95,7 +96,8 @@ class Trainer:
     ) -> None:
         self.settings = settings
         self.task = task
-        self.device = pick_device(settings.device)
+        self.world = current_world()
+        self.device = local_device(settings.device)
         self.network = network.to(self.device)
         self.fit_split, self.validation_split = fit, validation
         self.rows = trainable_rows(fit.targets)
@@ -110,9 +112,11 @@ class Trainer:
         self.evaluation_network = self.network  # an average of its weights, where one is kept
         self.forward: Any = torch.compile(self.network) if settings.compile else self.network
         self.callbacks = sorted(
-            [*standard_callbacks(settings, fit), *callbacks], key=lambda one: one.order
+            [*standard_callbacks(settings, fit, self.world), *callbacks],
+            key=lambda one: one.order,
         )
         self.step_number = 0
+        self.batch_number = 0  # within the epoch
         self.accumulated_batches = 1  # that share the coming step
 
     def fit(self) -> TrainingHistory:
@@ -136,14 +140,15 @@ class Trainer:
         self.notify("before_epoch")
         for number, batch in enumerate(self.batches(epoch)):
             self.images, self.targets = batch
-            self.accumulated_batches = self.batches_of_step(number)
+            self.batch_number = number
+            self.accumulated_batches = self.batches_of_step
             self.notify("before_batch")
             self.predict()
             self.get_loss()
             self.notify("after_loss")
             self.backward()
             self.notify("after_backward")
-            if self.ends_step(number):
+            if self.ends_step:
                 self.step()
                 self.zero_grad()
             self.notify("after_batch")
@@ -177,11 +182,14 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches on the device; order depends on seed and epoch alone."""
+        """Shuffled batches on the device; order depends on seed and epoch alone.
+
+        Of several processes each gets its part of every batch.
+        """
         order = self.order(epoch)
         for start in range(0, self.steps_per_epoch * self.batch_size, self.batch_size):
             # Sorted: neighbours in a memory-mapped file are read together.
-            rows = np.sort(order[start : start + self.batch_size])
+            rows = self.world.part(np.sort(order[start : start + self.batch_size]))
             yield self.to_device(self.fit_split, rows)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
@@ -201,7 +209,7 @@ class Trainer:
     def validate(self, epoch: int, start: float) -> EpochRecord:
         """Loss and metric on the validation split."""
         logits, _ = predict_all(
-            self.evaluation_network, self.validation_split.images, self.precision
+            self.evaluation_network, self.validation_split.images, self.precision, self.world
         )
         targets = self.validation_split.targets
         kept = trainable_rows(targets)
@@ -227,16 +235,17 @@ class Trainer:
         """Side in px of what the network takes; images to fit on may be larger, to be warped."""
         return int(self.validation_split.images.shape[1])
 
-    def batches_of_step(self, number: int) -> int:
-        """How many batches share the step that batch `number` of an epoch, from 0, belongs to."""
+    @property
+    def batches_of_step(self) -> int:
+        """How many batches share the step that the present one belongs to."""
         most = self.settings.accumulate_batches
-        return min(most, self.steps_per_epoch - number // most * most)
+        return min(most, self.steps_per_epoch - self.batch_number // most * most)
 
-    def ends_step(self, number: int) -> bool:
-        """Whether batch `number` of an epoch, from 0, is the last of its step."""
-        return (number + 1) % self.settings.accumulate_batches == 0 or (
-            number + 1 == self.steps_per_epoch
-        )
+    @property
+    def ends_step(self) -> bool:
+        """Whether the present batch is the last of its step."""
+        done = self.batch_number + 1
+        return done % self.settings.accumulate_batches == 0 or done == self.steps_per_epoch
 
     def _class_weights(self) -> Tensor | None:
         if self.settings.class_weights == "none":
@@ -246,8 +255,14 @@ class Trainer:
 
     @property
     def batch_size(self) -> int:
-        """At most the number of rows."""
-        return min(self.settings.batch_size, len(self.rows))
+        """At most the number of rows; of several processes each has equally many."""
+        most = min(self.settings.batch_size, len(self.rows))
+        if most < self.world.size:
+            raise SettingsError(
+                f"{self.world.size} processes cannot share batches of {most} images; start fewer,"
+                " or give a larger --batch-size"
+            )
+        return most // self.world.size * self.world.size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -264,28 +279,28 @@ def predict_all(
     network: nn.Module,
     images: Inputs,
     precision: Precision | None = None,
+    world: World = ALONE,
     batch_size: int = _EVALUATION_BATCH,
 ) -> tuple[Floats, Floats]:
-    """Logits N x C and embeddings N x D of all inputs, in evaluation mode, float32."""
+    """Logits N x C and embeddings N x D of all inputs, in evaluation mode, float32.
+
+    The processes of a `world` take a part each, and all get the whole.
+    """
     precision = precision or Precision()
     device = next(network.parameters()).device
     network.eval()
     logits, embeddings = [], []
+    rows = world.part(np.arange(len(images)))
     with torch.inference_mode(), precision.autocast(device):
-        for start in range(0, len(images), batch_size):
+        for start in range(0, len(rows), batch_size):
             # A copy: torch warns about memory-mapped arrays, which are read-only.
-            chunk = np.array(images[start : start + batch_size])
+            chunk = np.array(images[rows[start : start + batch_size]])
             batch_logits, embedding = network(torch.from_numpy(chunk).to(device))
             logits.append(batch_logits.float().cpu().numpy())
             embeddings.append(embedding.float().cpu().numpy())
-    return np.concatenate(logits), np.concatenate(embeddings)
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The device that the settings name; `auto` is cuda where there is one."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
+    parts = np.concatenate(logits), np.concatenate(embeddings)
+    joined = [world.join(part, len(images), device) for part in parts]
+    return joined[0], joined[1]
 
 
 def _optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> torch.optim.Optimizer:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.world import ALONE, World
+
 _SHRINK = 1.5  # source pixels per output pixel, above which more samples are averaged
 _SHRINK_OF_THREE = 2.0  # up to which three do
 # Three samples are nearer to the truth than 2 x 2 there, and take half the time
@@ -43,11 +45,13 @@ class Warp:
     lighting: float = 0.2
 
 
-def warp(images: Tensor, size: int, how: Warp, generator: torch.Generator) -> Tensor:
+def warp(
+    images: Tensor, size: int, how: Warp, generator: torch.Generator, world: World = ALONE
+) -> Tensor:
     """Warped copy, float N x size x size x 3 in 0..255, of uint8 images N x H x H x 3."""
-    count = len(images)
-    matrices = draw_matrices(count, how, generator)
-    contrast, shift = draw_lighting(count, how.lighting, generator)
+    count, drawn = len(images), len(images) * world.size
+    matrices = world.part(draw_matrices(drawn, how, generator))
+    contrast, shift = map(world.part, draw_lighting(drawn, how.lighting, generator))
     warped = torch.empty(count, 3, size, size, device=images.device)
     for start in range(0, count, step := _images_at_once(images)):
         block = slice(start, start + step)

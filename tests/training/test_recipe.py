@@ -11,13 +11,15 @@ import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
 
+import training.preparation
 import training.recipe
 from model.bundle import REFERENCE, Bundle
 from model.decision import Task
 from model.store import ModelStore
 from monitoring.records import read_records
+from training.preparation import TrainRequest
 from training.progress import DecodingBar
-from training.recipe import TrainRequest, run_training
+from training.recipe import run_training
 
 SIDE = 28  # px
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230)}
@@ -124,8 +126,8 @@ def test_decoding_is_shown_on_the_bar(
     def stop(*_: object) -> None:
         raise Stop
 
-    monkeypatch.setattr(training.recipe, "DecodingBar", bar)
-    monkeypatch.setattr(training.recipe, "_train", stop)
+    monkeypatch.setattr(training.preparation, "DecodingBar", bar)
+    monkeypatch.setattr(training.recipe, "train_network", stop)
     rows = [("red",), ("green",)] * 80
     request = TrainRequest(
         data=str(write_data(tmp_path / "data", rows, lambda row: "")),
