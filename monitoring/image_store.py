@@ -8,6 +8,7 @@ prediction's id, in `flagged/` or `others/`.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -23,6 +24,7 @@ FOLDERS = ("others", "flagged")  # in the order in which they give way
 SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 _QUEUE_BYTES = 64 * 2**20
 _TIDY_SECONDS = 10.0
+_TIDY_SHARE = 0.02  # of the room, that may be written until it is tidied again
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class StoredImage:
 
 
 class ImageStore:
-    """Writes below `folder`, at most `limit_bytes` in all, for at most `keep_seconds`.
+    """Writes below `folder`, `limit_bytes` in all and at most 2 % more, for `keep_seconds`.
 
     Several workers may share one folder: each tidies it, by what lies there.
     """
@@ -67,11 +69,12 @@ class ImageStore:
         self._thread.join()
 
     def _run(self) -> None:
-        tidied = -_TIDY_SECONDS
+        tidied, written_bytes = -_TIDY_SECONDS, 0
         while True:
-            if time.monotonic() - tidied >= _TIDY_SECONDS:
+            is_full = written_bytes > _TIDY_SHARE * self._limit_bytes
+            if is_full or time.monotonic() - tidied >= _TIDY_SECONDS:
                 self._tidy()
-                tidied = time.monotonic()
+                tidied, written_bytes = time.monotonic(), 0
             try:
                 image = self._queue.get(timeout=_TIDY_SECONDS)
             except queue.Empty:
@@ -81,7 +84,7 @@ class ImageStore:
                 return
             with self._counting:
                 self._waiting_bytes -= len(image.data)
-            self._write(image)
+            written_bytes += self._write(image)
 
     def _tidy(self) -> None:
         try:
@@ -89,19 +92,24 @@ class ImageStore:
         except OSError as error:
             log.error("stored images could not be tidied: %s", error)
 
-    def _write(self, image: StoredImage) -> None:
+    def _write(self, image: StoredImage) -> int:
+        """Gives the room that it takes, in bytes."""
         folder = self._folder / FOLDERS[image.flagged]
         name = f"{image.prediction_id}{SUFFIXES[image.format]}"
         partial = folder / f".{name}.partial"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(image.data)
+            # Some file systems give a file its room later.
+            room = max(len(image.data), _room(partial.stat()))
             partial.replace(folder / name)
+            return room
         except OSError as error:
             self.dropped += 1
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             log.error("an image was not kept: %s", error)
+            return 0
 
 
 def find_image(folder: Path, prediction_id: str) -> Path | None:
@@ -141,4 +149,9 @@ def _files(folder: Path) -> Iterator[tuple[Path, float, int]]:
             status = path.stat()
         except FileNotFoundError:  # another worker tidied too
             continue
-        yield path, status.st_mtime, 512 * status.st_blocks  # the room that it takes
+        yield path, status.st_mtime, _room(status)
+
+
+def _room(status: os.stat_result) -> int:
+    """Bytes that a file takes up on the disk."""
+    return 512 * status.st_blocks

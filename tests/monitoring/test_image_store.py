@@ -61,6 +61,21 @@ def test_over_its_room_the_oldest_unflagged_go_first(tmp_path):
     assert left == [1, 2]
 
 
+def test_a_burst_of_images_does_not_outgrow_the_room(tmp_path, monkeypatch):
+    most = []
+    write = ImageStore._write
+
+    def write_and_measure(self, image):
+        room = write(self, image)
+        most.append(len(files(tmp_path)) * BLOCK)
+        return room
+
+    monkeypatch.setattr(ImageStore, "_write", write_and_measure)
+    keep(tmp_path, *(an_image(n) for n in range(300)), limit_bytes=100 * BLOCK)
+    assert len(most) == 300
+    assert 100 * BLOCK <= max(most) <= 103 * BLOCK  # 2 % and the image that was one too many
+
+
 def test_what_is_too_old_goes_whatever_the_room(tmp_path):
     keep(tmp_path, an_image(1), an_image(2, flagged=True))
     old = find_image(tmp_path, str(uuid.UUID(int=2)))
