@@ -142,6 +142,7 @@ class Monitor:
             ],
             "flagged_share": watch.flagged_share(),
             "repeated_share": watch.sampler.repeated_share,
+            "repeated_answers_share": watch.repeats.share,
             "dependence": watch.dependence.correlation,
             "calibration_images": watch.calibration_images,
             "class_mix": watch.class_mix(),
@@ -267,7 +268,7 @@ def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def empty_status(why: str) -> dict[str, Any]:
+def empty_status(why: str = "") -> dict[str, Any]:
     """The status while there is no champion to watch."""
     return {
         "state": "waiting",

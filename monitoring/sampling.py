@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 20  # images within which dependence is measured
-LAGS = 8  # images apart that are compared
+LAGS = 8  # images apart that are compared within a block
+FAR_LAGS = 150  # and across blocks
+FAR_CHANCE = 4.0  # standard errors that the largest of so many correlations reaches by chance
+INTERVALS_KEPT = 16  # of a client's share
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,9 @@ class Sampler:
         self._names: deque[str] = deque(maxlen=window_images)  # sha256
         self._seen = 0
         self._repeats: deque[bool] = deque(maxlen=window_images)
-        self._interval = -1
-        self._taken: dict[str, int] = {}  # by client, in this interval
-        self._clients_before = 0  # in the interval before
+        # By interval and client, of the intervals begun last: records come a little out of order.
+        self._taken: dict[int, dict[str, int]] = {}
+        self._clients_before = 0  # in the interval begun before the last
 
     def takes(self, arrival: Arrival) -> bool:
         """Whether this image counts; every arrival has to be asked, in order."""
@@ -87,8 +90,7 @@ class Sampler:
             "names": list(self._names),
             "seen": self._seen,
             "repeats": list(map(int, self._repeats)),
-            "interval": self._interval,
-            "taken": dict(self._taken),
+            "taken": [[interval, taken] for interval, taken in self._taken.items()],
             "clients_before": self._clients_before,
         }
 
@@ -103,8 +105,7 @@ class Sampler:
         self._names.extend(state["names"])
         self._seen = int(state["seen"])
         self._repeats.extend(map(bool, state["repeats"]))
-        self._interval = int(state["interval"])
-        self._taken = {str(name): int(count) for name, count in state["taken"].items()}
+        self._taken = {int(interval): dict(taken) for interval, taken in state["taken"]}
         self._clients_before = int(state["clients_before"])
 
     def _repeats_another(self, arrival: Arrival) -> bool:
@@ -115,23 +116,30 @@ class Sampler:
 
     def _within_share(self, arrival: Arrival, repeated: bool) -> bool:
         interval = int(arrival.seconds // self._client_seconds)
-        if interval != self._interval:
-            self._clients_before = len(self._taken)
-            self._interval, self._taken = interval, {}
-        taken = self._taken.get(arrival.client, 0)
-        alone = set(self._taken) <= {arrival.client} and self._clients_before <= 1
+        if interval not in self._taken:
+            self._begin(interval)
+        its = self._taken[interval]
+        taken = its.get(arrival.client, 0)
+        alone = set(its) <= {arrival.client} and self._clients_before <= 1
         if taken >= self._client_images and not alone:
             return False
-        self._taken[arrival.client] = taken + (not repeated)
+        its[arrival.client] = taken + (not repeated)
         return True
+
+    def _begin(self, interval: int) -> None:
+        self._clients_before = len(next(reversed(self._taken.values()), ()))
+        self._taken[interval] = {}
+        while len(self._taken) > INTERVALS_KEPT:
+            del self._taken[next(iter(self._taken))]
 
 
 class Dependence:
     """How far neighbouring images of the sampled stream depend on each other.
 
-    The correlation of p-values with those one to LAGS images later, within blocks of BLOCK images
-    less the block's mean: a change of the domain moves whole blocks and hardly shows; images that
-    come in runs do, and so do several cameras that take turns.
+    The correlation of p-values with those of later images, less the mean of their block of BLOCK
+    images: a change of the domain moves whole blocks and hardly shows; images that come in runs
+    do (`correlation`, one to LAGS images apart), and so do cameras that take turns and groups of
+    images that are sent again (`far_correlation`, up to FAR_LAGS apart).
     """
 
     def __init__(self, window_images: int) -> None:
@@ -152,6 +160,13 @@ class Dependence:
         if len(self._p_values) < BLOCK:
             return None
         return block_correlation(np.array(self._p_values))
+
+    @property
+    def far_correlation(self) -> float | None:
+        """The mean of the streams, less what chance makes of it; None before a block."""
+        if len(self._p_values) < BLOCK:
+            return None
+        return far_correlation(np.array(self._p_values))
 
     def clear(self) -> None:
         """Begin a new window."""
@@ -186,3 +201,75 @@ def block_correlation(values: NDArray[np.float64]) -> float:
         for lag in range(1, LAGS + 1)
     ]
     return float(max(found)) + 1 / BLOCK
+
+
+def far_correlation(values: NDArray[np.float64]) -> float:
+    """Largest over lags of the columns' mean correlation LAGS to FAR_LAGS rows apart (N x K).
+
+    It is less what chance makes of the largest of so many: below 0 for nearly all independent rows.
+
+    >>> rng = np.random.default_rng(0)
+    >>> far_correlation(rng.random((400, 7))) < 0
+    True
+    >>> groups = [np.tile(rng.random((40, 7)), (3, 1)) for _ in range(4)]
+    >>> far_correlation(np.concatenate(groups)[:400]) > 0.4
+    True
+    """
+    blocks = values[: len(values) // BLOCK * BLOCK].reshape(-1, BLOCK, values.shape[1])
+    centred = blocks - blocks.mean(axis=1, keepdims=True)
+    spread = np.maximum(np.sqrt((centred**2).mean(axis=1, keepdims=True)), 1e-6)
+    # Every block has one vote here, too.
+    flat = (centred / spread).reshape(-1, values.shape[1])
+    lags = np.arange(LAGS + 1, min(FAR_LAGS, len(flat) // 2) + 1)
+    if not len(lags):
+        return -1.0
+    # All lags at once, by the Fourier transform of twice the length.
+    power = np.abs(np.fft.rfft(flat, 2 * len(flat), axis=0)) ** 2
+    products = np.fft.irfft(power, axis=0)[lags].mean(axis=1)
+    pairs = len(flat) - lags
+    # Columns that say the same make the mean no surer: its variance is that of their correlations.
+    alike = ((flat.T @ flat / len(flat)) ** 2).mean()
+    return float((products / pairs - FAR_CHANCE * np.sqrt(alike / pairs)).max())
+
+
+class Repeats:
+    """How many images of the sampled stream were answered exactly as one before.
+
+    Images that come again after the sampler's window, or changed too little for the model and too
+    much for the perceptual hash. Only ever withdraws the promise: a sampler that looked at answers
+    would choose its own evidence.
+
+    >>> repeats = Repeats(back=3, window_images=4)
+    >>> for answer in "abab":
+    ...     repeats.add(answer)
+    >>> repeats.share
+    0.5
+    """
+
+    def __init__(self, *, back: int, window_images: int) -> None:
+        self._answers: deque[str] = deque(maxlen=back)
+        self._repeated: deque[bool] = deque(maxlen=window_images)
+
+    def add(self, answer: str) -> None:
+        """The answer to one sampled image, in a form that is equal for equal ones."""
+        self._repeated.append(answer in self._answers)
+        self._answers.append(answer)
+
+    @property
+    def images(self) -> int:
+        """How many images the share is of."""
+        return len(self._repeated)
+
+    @property
+    def share(self) -> float:
+        """Of the images in the window; 0 before there are any."""
+        return sum(self._repeated) / len(self._repeated) if self._repeated else 0.0
+
+    def to_state(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {"answers": list(self._answers), "repeated": list(map(int, self._repeated))}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `to_state`."""
+        self._answers.extend(state["answers"])
+        self._repeated.extend(map(bool, state["repeated"]))

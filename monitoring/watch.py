@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections import Counter, deque
@@ -18,7 +19,7 @@ from model.decision import probabilities
 from monitoring.accuracy import atc, atc_threshold, believable, cbpe, expected_labels
 from monitoring.evidence import Evidence
 from monitoring.records import read_records
-from monitoring.sampling import BLOCK, Dependence, Sampler
+from monitoring.sampling import BLOCK, Dependence, Repeats, Sampler
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import (
     FloatArray,
@@ -40,6 +41,10 @@ LEAST_DEPENDENCE_IMAGES = 60  # fewer say nothing of dependence, so no alarm is 
 # Correlation of neighbours past which nothing is promised, beside three standard errors of its
 # estimate; the promise comes back under half of it.
 DEPENDENCE_LIMIT = 0.15
+FAR_DEPENDENCE_LIMIT = 0.15  # beside what chance does, which is taken off already
+REPEATS_BACK = 1_000  # sampled images that an answer is compared with
+# Share of them answered as another past which nothing is promised; it comes back under half of it.
+REPEATED_ANSWERS_LIMIT = 0.1
 REPEATED_LIMIT = 0.9  # share of near-duplicates past which what is left is no sample
 HISTORY_POINTS = 400
 FEW_CALIBRATION_IMAGES = 500
@@ -78,6 +83,7 @@ class Watch:
         seed = int(bundle.manifest_sha256[:16], 16)
         self.evidence = Evidence.from_reference(reference, edges_of(bundle), seed=seed)
         self.dependence = Dependence(DEPENDENCE_IMAGES)
+        self.repeats = Repeats(back=REPEATS_BACK, window_images=DEPENDENCE_IMAGES)
         self.line = self.evidence.alarm_line(settings.false_alarm_images)
         self._atc_threshold = _reference_atc_threshold(bundle)
         self.images_served = 0
@@ -106,6 +112,7 @@ class Watch:
         if not len(records):
             return []
         streams = streams_of(records, self.manifest)
+        answers = _answers(records)
         self._note(records, streams["confidence"])
         alarms = []
         for row, arrival in enumerate(arrivals_of(records)):
@@ -119,6 +126,7 @@ class Watch:
             self.images_sampled += 1
             p_values = self.evidence.add({name: its[row] for name, its in streams.items()})
             self.dependence.add(p_values)
+            self.repeats.add(answers[row])
             alarm = self._judge(arrival.seconds)
             if alarm is not None:
                 alarms.append(alarm)
@@ -172,8 +180,13 @@ class Watch:
         correlation, images = self.dependence.correlation, self.dependence.images
         if correlation is None or images < LEAST_DEPENDENCE_IMAGES:
             return None
-        limit = DEPENDENCE_LIMIT + 3 / math.sqrt(images)
-        if correlation > (limit if self.promising else limit / 2):
+        strictness = 1 if self.promising else 0.5
+        if self.repeats.share > REPEATED_ANSWERS_LIMIT * strictness:
+            return f"{self.repeats.share:.0%} of the last sampled images come again as they were"
+        far = self.dependence.far_correlation
+        if far is not None and far > FAR_DEPENDENCE_LIMIT * strictness:
+            return f"images depend on others further away (correlation {far:.2f})"
+        if correlation > (DEPENDENCE_LIMIT + 3 / math.sqrt(images)) * strictness:
             return f"neighbouring images depend on each other (correlation {correlation:.2f})"
         return None
 
@@ -227,6 +240,7 @@ class Watch:
             "evidence": self.evidence.to_state(),
             "sampler": self.sampler.to_state(),
             "dependence": self.dependence.to_state(),
+            "repeats": self.repeats.to_state(),
             "images_served": self.images_served,
             "images_sampled": self.images_sampled,
             "last_image_seconds": self.last_image_seconds,
@@ -251,6 +265,7 @@ class Watch:
         self.evidence = Evidence.from_state(state["evidence"])
         self.sampler.restore(state["sampler"])
         self.dependence.restore(state["dependence"])
+        self.repeats.restore(state["repeats"])
         self.images_served = int(state["images_served"])
         self.images_sampled = int(state["images_sampled"])
         self.last_image_seconds = state["last_image_seconds"]
@@ -291,11 +306,12 @@ class Watch:
 
     def _judge(self, seconds: float) -> Alarm | None:
         """Raise an alarm where the evidence reaches the line and there is a promise to keep."""
-        if self.drift is not None or self.evidence.strongest[1] < self.line:
-            return None
-        self._renew_promise()  # which may begin the evidence anew
         stream, evidence = self.evidence.strongest
-        if evidence < self.line or self._is_undecided or not self.promising:
+        if self.drift is not None or evidence < self.line or self._is_undecided:
+            return None
+        if self.promising:  # if not, it is renewed after every block of images
+            self._renew_promise()
+        if not self.promising:
             return None
         time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
         self.drift = Alarm(time, stream, self.evidence.images, evidence)
@@ -321,6 +337,17 @@ class Watch:
         if len(self.history) > HISTORY_POINTS:
             self._history_step *= 2
             self.history = [its for its in self.history if its[0] % self._history_step == 0]
+
+
+def _answers(records: pa.Table) -> list[str]:
+    """What the model answered, so coarsely that neighbours in a batch change nothing.
+
+    Brightness and sharpness tell images apart where a model has few classes and is sure.
+    """
+    measured = [np.asarray(records[name].to_numpy()) * 10 for name in ("brightness", "sharpness")]
+    values = np.column_stack([logits_of(records), *measured]).astype(np.float64)
+    rounded = values.round(2) + 0.0  # no negative zeros
+    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rounded]
 
 
 def _new_sampler(settings: MonitoringSettings) -> Sampler:

@@ -343,7 +343,7 @@ def test_images_that_come_in_runs_bring_no_alarm_but_no_promise(
     assert monitor.poll() == []
     assert shown(monitor)["images_sampled"] == 1800
     assert shown(monitor)["state"] == "cannot promise"
-    assert "depend on each other" in shown(monitor)["sentence"]
+    assert "67% of the last sampled images come again" in shown(monitor)["sentence"]
     put(draw(tag, 600, 2))
     monitor.poll()
     status = shown(monitor)

@@ -7,7 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from monitoring.sampling import Arrival, Dependence, Sampler, block_correlation
+from monitoring.sampling import (
+    Arrival,
+    Dependence,
+    Repeats,
+    Sampler,
+    block_correlation,
+    far_correlation,
+)
 
 
 def sampler(**changes) -> Sampler:
@@ -77,6 +84,26 @@ def test_the_share_is_one_of_an_interval():
         assert taken == 6
 
 
+def test_records_out_of_order_get_no_second_share():
+    """Files of two workers meet at the boundary of a minute."""
+    its = sampler(client_images=10, client_seconds=60.0)
+    taken = 0
+    for turn in range(10):
+        for seconds in (61.0, 59.0):
+            seed = 2 * turn + int(seconds)
+            its.takes(arrivals(1, 1_000 + seed, "quiet", seconds)[0])
+            taken += sum(map(its.takes, arrivals(30, seed, "loud", seconds)))
+    assert taken == 20
+
+
+def test_one_time_far_ahead_takes_no_share_from_those_after_it():
+    its = sampler(client_images=5, client_seconds=60.0)
+    its.takes(arrivals(1, 1, "fast clock", 80_000.0)[0])
+    for start in (0.0, 60.0, 120.0):
+        two = [arrivals(1, int(start) + 2, "b", start), arrivals(20, int(start) + 3, "a", start)]
+        assert sum(map(its.takes, [image for group in two for image in group])) == 6
+
+
 def test_a_sampler_goes_on_from_its_state():
     images = [image for image in arrivals(90) for _ in range(2)]
     one, other = sampler(), sampler()
@@ -102,6 +129,36 @@ def test_runs_of_like_images_are_dependence_and_a_change_is_not():
     changed = independent.copy()
     changed[207:] *= 0.01  # every p-value small from here on
     assert block_correlation(changed) < 0.25
+
+
+@pytest.mark.parametrize("group", [10, 40, 150])
+def test_groups_of_images_that_come_again_a_little_changed_are_dependence(group):
+    rng = np.random.default_rng(0)
+    groups = [np.tile(rng.random((group, 7)), (3, 1)) for _ in range(400 // group)]
+    values = np.concatenate(groups)[:400]
+    its = Dependence(400)
+    for row in values + rng.normal(0, 0.05, values.shape):
+        its.add(row.tolist())
+    assert its.far_correlation > 0.3
+
+
+def test_no_independent_images_are_called_dependent_and_no_change_is():
+    for seed in range(20):
+        values = np.random.default_rng(seed).random((400, 7))
+        assert far_correlation(values) < 0.05
+        values[20 * seed + 7 :] *= 0.01  # every p-value small from here on
+        assert far_correlation(values) < 0.1
+
+
+def test_repeats_go_on_from_their_state():
+    one, other = (Repeats(back=5, window_images=10) for _ in range(2))
+    for answer in "abcabc":
+        one.add(answer)
+    other.restore(json.loads(json.dumps(one.to_state())))
+    for answer in "abcdefghij":
+        one.add(answer)
+        other.add(answer)
+    assert (one.share, one.images) == (other.share, other.images) == (0.3, 10)
 
 
 def test_dependence_forgets_what_is_old():

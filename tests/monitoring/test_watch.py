@@ -1,0 +1,76 @@
+"""A watch withdraws its promise for images that come again, and for no others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from monitoring.records import to_table
+from monitoring.settings import MonitoringSettings
+from monitoring.watch import Watch
+
+
+@pytest.fixture
+def watch(store, watched):
+    """`watch()`: one of the same version, at its beginning."""
+    tag = watched()
+    bundle = store.load(store.find(tag))
+
+    def begin() -> Watch:
+        return Watch(bundle, MonitoringSettings(home=store.home))
+
+    return begin
+
+
+def past_the_sampler(records, seed: int):
+    """The same images, as the sampler cannot know them again."""
+    rng = np.random.default_rng(seed)
+    return [
+        replace(its, image_sha256=rng.bytes(32).hex(), perceptual_hash=int.from_bytes(rng.bytes(8)))
+        for its in records
+    ]
+
+
+def a_little_changed(records, seed: int):
+    """No answer is the same to the second decimal, none is far from it."""
+    rng = np.random.default_rng(seed)
+    return [
+        replace(
+            its,
+            logits=(its.logits + rng.normal(0, 0.1, 3)).astype(np.float32),
+            brightness=its.brightness + float(rng.normal(0, 0.005)),
+            sharpness=abs(its.sharpness + float(rng.normal(0, 0.003))),
+        )
+        for its in records
+    ]
+
+
+@pytest.mark.parametrize("change", [None, a_little_changed])
+@pytest.mark.parametrize("group", [10, 40])
+def test_groups_that_come_three_times_bring_no_alarm_but_no_promise(watch, draw, group, change):
+    its = watch()
+    images = draw(its.manifest.tag, 480, 1)
+    withdrawn_at = None
+    for start in range(0, len(images), group):
+        for copy in range(3):
+            records = past_the_sampler(images[start : start + group], 3 * start + copy)
+            records = change(records, 3 * start + copy) if change else records
+            assert its.take(to_table(records)) == []
+            if its.state == "cannot promise":
+                withdrawn_at = withdrawn_at or its.images_sampled
+    assert its.images_sampled == its.images_served == 1440
+    assert its.state == "cannot promise"
+    assert withdrawn_at <= 240
+
+
+@pytest.mark.slow
+def test_independent_images_keep_their_promise(watch, draw):
+    for seed in range(20):
+        its = watch()
+        records = to_table(draw(its.manifest.tag, 2_000, seed + 1))
+        for start in range(0, 2_000, 100):
+            assert its.take(records.slice(start, 100)) == []
+            assert its.state == "ok"
+        assert its.repeats.share == 0
