@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from monitoring.launcher import Launcher
 from monitoring.monitor import Monitor
 from monitoring.reports import ReportLauncher
 from monitoring.settings import MonitoringSettings
+from monitoring.state_file import only_one
+from monitoring.watch import Watch
 
 log = logging.getLogger("plumbline.monitor")
 
@@ -50,7 +52,8 @@ def run_monitor(settings: MonitoringSettings) -> None:
     """Watch the champion until SIGINT or SIGTERM.
 
     Raises `SettingsError` for an address that cannot be listened on, or that other machines could
-    reach: the page has no keys. Raises `MonitorError` for a damaged state.
+    reach: the page has no keys. Raises `MonitorError` for a damaged state, or where another monitor
+    of this home is running.
     """
     host, port = settings.monitor_address
     if not is_loopback(host):
@@ -60,20 +63,21 @@ def run_monitor(settings: MonitoringSettings) -> None:
         )
     check_address(host, port, "PLUMBLINE_MONITOR_ON")
     configure_logging()
-    store = ModelStore(settings)
-    process = MonitorProcess(
-        settings, Monitor(settings, store), Launcher(settings, store), ReportLauncher(settings)
-    )
-    log.info("the monitor's page: http://%s:%d", host, port)
-    uvicorn.run(
-        process.app(),
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-    )
+    with only_one(settings.home.absolute() / "monitor"):
+        store = ModelStore(settings)
+        process = MonitorProcess(
+            settings, Monitor(settings, store), Launcher(settings, store), ReportLauncher(settings)
+        )
+        log.info("the monitor's page: http://%s:%d", host, port)
+        uvicorn.run(
+            process.app(),
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,9 @@ class MonitorProcess:
         self._monitor = monitor
         self._launcher = launcher
         self._reports = reports
-        self._snapshot = Snapshot(monitor.status())
+        self._retrainings: tuple[dict[str, str], ...] = ()
+        self._side_jobs: dict[str, str | None] = dict.fromkeys(metrics.SIDE_JOBS)
+        self._snapshot = self._take_snapshot()
         self._is_starting = True
         self._failure: str | None = "the records have not been looked at yet"
 
@@ -139,33 +145,52 @@ class MonitorProcess:
                 await asyncio.to_thread(self._poll_once)
                 self._failure, self._is_starting = None, False
             except Exception as error:
-                failure = (str(error).splitlines() or [type(error).__name__])[0]
+                failure = _first_line(error)
                 if failure != self._failure:
                     log.exception("looking for records failed; trying again")
                 self._failure, self._is_starting = failure, False
             await asyncio.sleep(self._settings.monitor_seconds)
 
     def _poll_once(self) -> None:
-        """Look at the records; what follows from them may fail without hiding what was seen."""
+        """Look at the records; what follows from them may fail without touching what was seen."""
         alarms = self._monitor.poll()
         watch = self._monitor.watch
+        if watch is not None:
+            # An alarm is on the page before anything is made of it.
+            self._snapshot = self._take_snapshot()
+            self._do_side_jobs(watch, alarm=bool(alarms))
         self._snapshot = self._take_snapshot()
-        if watch is None:
-            return
-        self._reports.consider(watch.manifest.tag, watch.images_served, alarm=bool(alarms))
-        self._launcher.consider(watch)
-        self._snapshot = self._take_snapshot()
+
+    def _do_side_jobs(self, watch: Watch, *, alarm: bool) -> None:
+        with self._side_job("reports"):
+            self._reports.consider(watch.manifest.tag, watch.images_served, alarm=alarm)
+        if self._side_jobs["reports"] is None:
+            self._side_jobs["reports"] = self._reports.trouble
+        with self._side_job("retraining"):
+            self._launcher.consider(watch)
+            self._retrainings = tuple(self._launcher.recent(watch.manifest.name))
+
+    @contextmanager
+    def _side_job(self, name: str) -> Iterator[None]:
+        """Tell what went wrong in a job beside the watching, once, and go on."""
+        try:
+            yield
+            self._side_jobs[name] = None
+        except Exception as error:
+            failure = _first_line(error)
+            if failure != self._side_jobs[name]:
+                log.exception("%s failed; trying again", name)
+            self._side_jobs[name] = failure
 
     def _take_snapshot(self) -> Snapshot:
         watch = self._monitor.watch
-        status = self._monitor.status()
+        status = {**self._monitor.status(), "side_jobs": dict(self._side_jobs)}
         if watch is None:
-            return Snapshot(status)
-        recent = self._launcher.recent(watch.manifest.name)
+            return Snapshot(status, dict(self._monitor.records_total), self._monitor.refused_files)
         return Snapshot(
             status={
                 **status,
-                "retrainings": recent,
+                "retrainings": list(self._retrainings),
                 "retraining_waits": self._launcher.waiting_for,
             },
             records=dict(self._monitor.records_total),
@@ -174,7 +199,7 @@ class MonitorProcess:
             history=tuple(watch.history),
             flagged=tuple(reversed(watch.last_flagged)),
             flagged_of=len(watch.flags),
-            retrainings=tuple(recent),
+            retrainings=self._retrainings,
         )
 
     def _status(self) -> dict[str, Any]:
@@ -233,6 +258,10 @@ class MonitorProcess:
         if self._failure is None:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"error": {"code": "unavailable", "message": self._failure}}, 503)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _is_stored(folder: Path, prediction_id: str) -> bool:

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 STATES = ("ok", "drift", "cannot promise", "waiting")
+SIDE_JOBS = ("reports", "retraining")
 
 
 class MonitorCollector(Collector):
@@ -30,6 +31,14 @@ class MonitorCollector(Collector):
         for name in STATES:
             state.add_metric((name,), float(status["state"] == name))
         yield state
+        side_jobs = GaugeMetricFamily(
+            "plumbline_monitor_side_job_failing",
+            "1 where a job beside the watching went wrong last time.",
+            labels=("job",),
+        )
+        for name, failure in status.get("side_jobs", {}).items():
+            side_jobs.add_metric((name,), float(failure is not None))
+        yield side_jobs
         evidence = GaugeMetricFamily(
             "plumbline_evidence_log10", "log10 of the evidence of drift.", labels=("stream",)
         )

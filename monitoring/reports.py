@@ -14,6 +14,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -35,6 +36,8 @@ log = logging.getLogger("plumbline.monitor")
 
 NO_TELEMETRY = {"DO_NOT_TRACK": "1"}
 _LEAST_IMAGES = 50
+LIMIT_SECONDS = 300.0  # a report takes some twenty
+GRACE_SECONDS = 10.0  # between asking it to end and ending it
 _HINT = "install it with: pip install 'plumbline[monitor]'"
 
 
@@ -44,6 +47,9 @@ class ReportLauncher:
     def __init__(self, settings: MonitoringSettings) -> None:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0  # monotonic
+        self._is_stopped = False  # because it took too long
+        self.trouble: str | None = None  # what became of the last report, where it is none
         self._reported: dict[str, int] = {}  # images, by tag
         self._is_off = settings.report_images == 0
         if not self._is_off and importlib.util.find_spec("evidently") is None:
@@ -59,6 +65,7 @@ class ReportLauncher:
         if images - before < (_LEAST_IMAGES if alarm else window):
             return
         self._reported[tag] = images
+        self._started_at = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "monitoring.reports", tag, str(window)],
             env={
@@ -71,8 +78,13 @@ class ReportLauncher:
 
     def close(self) -> None:
         """Stop a report that is being written."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
             self._process.wait()
 
     def _is_running(self) -> bool:
@@ -80,11 +92,28 @@ class ReportLauncher:
             return False
         code = self._process.poll()
         if code is None:
+            self._stop_late(self._process)
             return True
+        if self._is_stopped:
+            self._is_stopped = False
+        else:
+            self.trouble = f"the last report ended with code {code}" if code else None
         if code:
             log.error("an Evidently report ended with code %d; see above", code)
         self._process = None
         return False
+
+    def _stop_late(self, process: subprocess.Popen[bytes]) -> None:
+        """Ask a report that hangs to end, then end it; the next one is not kept waiting."""
+        seconds = time.monotonic() - self._started_at
+        if seconds <= LIMIT_SECONDS:
+            return
+        self._is_stopped = True
+        self.trouble = f"the last report was stopped: it took over {LIMIT_SECONDS:.0f} seconds"
+        if seconds <= LIMIT_SECONDS + GRACE_SECONDS:
+            process.terminate()
+        else:
+            process.kill()
 
 
 def write_report(settings: MonitoringSettings, tag: str, images: int) -> str:

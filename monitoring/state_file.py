@@ -1,17 +1,42 @@
-"""A JSON file that is whole or the one before, and says when it was damaged."""
+"""A JSON file that is whole or the one before, says when it was damaged, and has one writer."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from model.errors import MonitorError
 
 SCHEMA = 2
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the monitor's lock in a folder; it ends with the process, however that ends.
+
+    Raises `MonitorError` where another process holds it: two would write over each other's state.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise MonitorError(
+                f"another monitor (process {file.read().strip() or 'unknown'}) keeps its state in"
+                f" {folder}; stop it, or give this one a home of its own with PLUMBLINE_HOME"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -99,3 +101,45 @@ class TestLauncher:
         launcher.consider("shapes:1", 0, alarm=False)
         launcher.consider("shapes:1", 10_000, alarm=True)
         assert started == []
+
+    @pytest.mark.parametrize("ignores", ["", "trap '' TERM; "])
+    def test_one_that_hangs_is_stopped_and_the_next_is_written(
+        self, settings, monkeypatch, ignores
+    ):
+        """One that can be asked to end, and one that has to be killed."""
+        start = subprocess.Popen
+        commands = iter([["sh", "-c", f"{ignores}while :; do sleep 0.1; done"], ["true"]])
+        children = []
+
+        def begin(command, env, **options):
+            children.append(start(next(commands)))
+            return children[-1]
+
+        monkeypatch.setattr("monitoring.reports.subprocess.Popen", begin)
+        monkeypatch.setattr("monitoring.reports.LIMIT_SECONDS", 0.5)
+        monkeypatch.setattr("monitoring.reports.GRACE_SECONDS", 0.5)
+        launcher = ReportLauncher(settings)
+        launcher.consider("shapes:1", 0, alarm=False)
+        launcher.consider("shapes:1", 100, alarm=False)
+        assert (len(children), launcher.trouble) == (1, None)
+        deadline = time.monotonic() + 30
+        while len(children) < 2 and time.monotonic() < deadline:
+            launcher.consider("shapes:1", 200, alarm=False)
+            time.sleep(0.05)
+        assert children[0].poll() == (-signal.SIGKILL if ignores else -signal.SIGTERM)
+        assert "was stopped: it took over" in launcher.trouble
+        children[1].wait()
+        launcher.consider("shapes:1", 200, alarm=False)
+        assert launcher.trouble is None
+
+    def test_one_that_fails_is_told(self, settings, monkeypatch):
+        start = subprocess.Popen
+        monkeypatch.setattr(
+            "monitoring.reports.subprocess.Popen", lambda command, env: start(["false"])
+        )
+        launcher = ReportLauncher(settings)
+        launcher.consider("shapes:1", 0, alarm=False)
+        launcher.consider("shapes:1", 100, alarm=False)
+        launcher._process.wait()
+        launcher.consider("shapes:1", 100, alarm=False)
+        assert launcher.trouble == "the last report ended with code 1"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -51,3 +54,37 @@ def test_what_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         state_file.save(path, {"number": float("nan")})
     assert state_file.load(path) == {"number": 1}
+
+
+def test_a_second_monitor_of_one_home_is_refused(tmp_path):
+    with (
+        state_file.only_one(tmp_path / "monitor"),
+        pytest.raises(MonitorError, match=rf"process {os.getpid()}\) .*PLUMBLINE_HOME"),
+        state_file.only_one(tmp_path / "monitor"),
+    ):
+        pass
+    with state_file.only_one(tmp_path / "monitor"):
+        pass
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    code = (
+        "import sys, pathlib, time\n"
+        "from monitoring.state_file import only_one\n"
+        "with only_one(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(MonitorError, match=f"process {holder.pid}"),
+            state_file.only_one(tmp_path),
+        ):
+            pass
+        holder.kill()
+    with state_file.only_one(tmp_path):
+        pass

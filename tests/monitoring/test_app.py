@@ -1,0 +1,79 @@
+"""What goes wrong beside the watching is told beside it, and changes nothing that was seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from model.state import retrainings
+from monitoring.app import MonitorProcess
+from monitoring.launcher import Launcher
+from monitoring.monitor import Monitor
+from monitoring.records import write_records
+from monitoring.reports import ReportLauncher
+from monitoring.settings import MonitoringSettings
+
+
+@pytest.fixture
+def settings(store):
+    return MonitoringSettings(home=store.home, monitor_seconds=0.05, report_images=0)
+
+
+@pytest.fixture
+def reports(settings):
+    return ReportLauncher(settings)
+
+
+@pytest.fixture
+def page(store, settings, reports, watched, draw) -> Iterator[TestClient]:
+    """A monitor that has seen 100 clean images."""
+    records = draw(watched(), 100, 1)
+    folder = store.home / "records" / f"date={records[0].time:%Y-%m-%d}"
+    folder.mkdir(parents=True)
+    write_records(folder / "a.parquet", records)
+    process = MonitorProcess(settings, Monitor(settings, store), Launcher(settings, store), reports)
+    with TestClient(process.app(), base_url="http://127.0.0.1") as client:
+        wait_for(lambda: status(client)["images_served"] == 100)
+        yield client
+
+
+def status(page: TestClient) -> dict:
+    return dict(page.get("/api/status").json())
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.05)
+
+
+def test_all_is_well_has_no_trouble(page):
+    assert (status(page)["state"], status(page)["failure"]) == ("ok", None)
+    assert status(page)["side_jobs"] == {"reports": None, "retraining": None}
+    assert 'plumbline_monitor_side_job_failing{job="retraining"} 0.0' in page.get("/metrics").text
+    assert "went wrong" not in page.get("/").text
+
+
+def test_a_retraining_that_cannot_be_looked_at_leaves_the_promise_alone(page, store):
+    retrainings.drop(store.state)
+    wait_for(lambda: status(page)["side_jobs"]["retraining"] is not None)
+    found = status(page)
+    assert "retrainings" in found["side_jobs"]["retraining"]
+    assert (found["state"], found["failure"]) == ("ok", None)
+    assert found["sentence"].startswith("All is well")
+    assert page.get("/readyz").status_code == 200
+    assert 'plumbline_monitor_side_job_failing{job="retraining"} 1.0' in page.get("/metrics").text
+    assert "Beside the watching, retraining went wrong" in page.get("/").text
+    retrainings.create(store.state)
+    wait_for(lambda: status(page)["side_jobs"]["retraining"] is None)
+
+
+def test_a_report_that_went_wrong_is_told(page, reports):
+    reports.trouble = "the last report ended with code 1"
+    wait_for(lambda: status(page)["side_jobs"]["reports"] is not None)
+    assert status(page)["state"] == "ok"
+    assert "reports went wrong: the last report ended with code 1" in page.get("/").text
