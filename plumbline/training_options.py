@@ -21,6 +21,12 @@ _SHARE = click.FloatRange(0, 1)
 _OPTIONS = {
     "optimizer": click.option("--optimizer", type=click.Choice(["sgd", "adamw"])),
     "weight_decay": click.option("--weight-decay", type=click.FloatRange(0)),
+    "frozen_groups": click.option(
+        "--frozen-groups",
+        type=click.IntRange(0, 2),
+        help="Of two groups of layers below the head, how many, from the first, fine-tuning leaves"
+        " as they are.",
+    ),
     "label_smoothing": click.option("--label-smoothing", type=_SHARE, help="Single-label alone."),
     "flip": click.option("--flip/--no-flip", default=None, help="Mirror images left to right."),
     "presize": click.option(

@@ -8,6 +8,7 @@ from model.decision import Task
 from training.fine_tuning import fit_head
 from training.loop import Samples
 from training.loss import Floats, metric, trainable_rows
+from training.mapped import copy_rows
 
 CLASS_PRIOR = "the class prior"
 LINEAR_ON_PIXELS = "a linear model on pixels"
@@ -57,7 +58,8 @@ def _small(samples: Samples, rows: np.ndarray) -> Floats:
     kept = side // factor * factor
     features = np.empty((len(rows), (kept // factor) ** 2), np.float32)
     for start in range(0, len(rows), 500):
-        images = samples.images[rows[start : start + 500]][:, :kept, :kept].mean(axis=3) / 255
+        images = copy_rows(samples.images, rows[start : start + 500])
+        images = images[:, :kept, :kept].mean(axis=3) / 255
         blocks = images.reshape(len(images), kept // factor, factor, kept // factor, factor)
         features[start : start + 500] = blocks.mean(axis=(2, 4)).reshape(len(images), -1)
     return features

@@ -16,6 +16,7 @@ from model.images import Pixels
 from model.store import ModelStore
 from monitoring.outlier import OutlierModel
 from training.loading import LoadedSplit, load
+from training.mapped import copy_rows
 from training.metrics import evaluate, wilson_interval
 from training.sources import open_source
 from training.splits import Split
@@ -58,7 +59,7 @@ def run_engine(engine: Engine, images: Pixels) -> Outputs:
     """Run all images (N x H x W x 3, memory-mapped or not) through an engine in batches."""
     logits, embedding = [], []
     for start in range(0, len(images), BATCH):
-        outputs = engine.run(np.ascontiguousarray(images[start : start + BATCH]))
+        outputs = engine.run(copy_rows(images, slice(start, start + BATCH)))
         logits.append(outputs.logits)
         embedding.append(outputs.embedding)
     return Outputs(np.concatenate(logits), np.concatenate(embedding))

@@ -15,6 +15,7 @@ from model.engines import Outputs
 from model.engines.openvino_engine import OpenVinoEngine
 from model.errors import BundleError, EngineError
 from model.network import Network, weights_of
+from training.mapped import copy_rows
 
 # Largest difference between exported and torch outputs, relative to the largest output, in
 # float32. Differences of summation order stay below 1e-4.
@@ -67,8 +68,7 @@ def run_network(network: Network, images: NDArray[np.uint8]) -> Outputs:
     logits, embedding = [], []
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):
-            # A copy: torch warns about memory-mapped arrays, which are read-only.
-            batch = torch.from_numpy(np.array(images[start : start + BATCH]))
+            batch = torch.from_numpy(copy_rows(images, slice(start, start + BATCH)))
             outputs = network(batch)
             logits.append(outputs[0].numpy())
             embedding.append(outputs[1].numpy())

@@ -18,12 +18,11 @@ from training.history import TrainingHistory
 from training.loop import Arrays, Samples, Trainer, predict_all
 from training.loss import Floats, Targets
 from training.schedule import discriminative_rates
-from training.settings import TrainingSettings
+from training.settings import BODY_GROUPS, TrainingSettings
 from training.world import current_world, local_device
 
 LINEAR_HEAD_KEPT = "linear head"
 
-_BODY_GROUPS = 2  # layer groups below the head that get rates of their own
 _HEAD_EPOCHS = 40
 _HEAD_RATE = 3e-3
 _HEAD_WEIGHT_DECAY = 0.05
@@ -165,8 +164,15 @@ def body_trainer(
     task: Task,
     callbacks: Sequence[Callback] = (),
 ) -> Trainer:
-    """Trains all layers at discriminative rates, batch norm statistics frozen."""
+    """Trains all layers at discriminative rates, batch norm statistics frozen.
+
+    The first `settings.frozen_groups` groups of layers stay as they are.
+    """
     lowest = settings.body_learning_rate or settings.learning_rate / 100
+    groups = layer_groups(network, lowest, settings.learning_rate)
+    for group in groups[: settings.frozen_groups]:
+        for parameter in group["params"]:
+            parameter.requires_grad_(False)
     return Trainer(
         network,
         fit,
@@ -174,14 +180,14 @@ def body_trainer(
         replace(settings, freeze_batch_norm=True),
         task,
         callbacks=callbacks,
-        groups=layer_groups(network, lowest, settings.learning_rate),
+        groups=groups[settings.frozen_groups :],
     )
 
 
 def layer_groups(network: Network, lowest: float, highest: float) -> list[dict[str, Any]]:
     """The body's first and second half and the head, as optimizer groups with peak rates."""
     body = network.body_parameters()
-    middle = len(body) // _BODY_GROUPS
+    middle = len(body) // BODY_GROUPS
     parts = [body[:middle], body[middle:], network.head_parameters()]
     rates = discriminative_rates(lowest, highest, len(parts))
     return [{"params": part, "peak": rate} for part, rate in zip(parts, rates, strict=True)]

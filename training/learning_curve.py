@@ -18,8 +18,9 @@ from model.errors import SettingsError
 from model.store import ModelStore
 from training.charts import Chart, Series, stand_alone
 from training.fine_tuning import fine_tune, train_from_scratch
-from training.loop import Arrays, Inputs, Samples
+from training.loop import Arrays, Samples
 from training.loss import Targets, metric_name, trainable_rows
+from training.mapped import ChosenRows
 from training.preparation import Prepared
 from training.progress import ProgressBar
 from training.splits import Split
@@ -160,23 +161,8 @@ def _train_on(prepared: Prepared, store: ModelStore, share: float, bar: Progress
     return Point(share, len(rows), history.metric)
 
 
-class _ChosenRows:
-    """Some rows of a memory-mapped array, read when they are asked for and not before."""
-
-    def __init__(self, array: Inputs, rows: NDArray[np.int64]) -> None:
-        self._array, self._rows = array, rows
-        self.shape = (len(rows), *array.shape[1:])
-        self.ndim = array.ndim
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._array[self._rows[key]]
-
-
 def _chosen(samples: Samples, rows: NDArray[np.int64]) -> Arrays:
-    images: Any = _ChosenRows(samples.images, rows)
+    images: Any = ChosenRows(samples.images, rows)
     return Arrays(images, np.asarray(samples.targets[rows]))
 
 

@@ -32,6 +32,7 @@ _FORMAT = 1  # of the cache; raise it when what is stored changes
 _BLOCK = 64  # images a thread prepares at a time
 _BLOCKS_AHEAD = 16  # blocks in memory at once
 _INDEX = "index.json"
+_LOADING = ".loading-"  # then the process that writes it
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def _write_cache(
     temporary: str | None = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(dir=place.parent, prefix=".loading-")
+        sweep_left_over(place.parent)
+        temporary = tempfile.mkdtemp(dir=place.parent, prefix=f"{_LOADING}{os.getpid()}-")
         index = _write_splits(source, spec, Path(temporary), splits, crop_seed, progress)
         refuse_or_note_bad(index["skipped"], len(source), source.skip_bad)
         shutil.rmtree(place, ignore_errors=True)  # one that was not whole
@@ -181,6 +183,14 @@ def _write_cache(
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
     return index
+
+
+def sweep_left_over(cache_directory: Path) -> None:
+    """Remove what processes that were killed in the middle of writing have left."""
+    for folder in cache_directory.glob(f"{_LOADING}*"):
+        writer = folder.name.removeprefix(_LOADING).partition("-")[0]
+        if not (writer.isdecimal() and Path("/proc", writer).exists()):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_splits(

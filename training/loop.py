@@ -34,6 +34,7 @@ from training.loss import (
     row_weights,
     trainable_rows,
 )
+from training.mapped import copy_rows
 from training.precision import Precision
 from training.settings import TrainingSettings
 from training.world import ALONE, World, current_world, local_device
@@ -202,7 +203,7 @@ class Trainer:
 
     def to_device(self, split: Samples, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Inputs and targets of some rows, as tensors."""
-        images = torch.from_numpy(np.asarray(split.images[rows]))
+        images = torch.from_numpy(copy_rows(split.images, rows))
         targets = torch.from_numpy(np.asarray(split.targets[rows]))
         return images.to(self.device), targets.to(self.device)
 
@@ -293,8 +294,7 @@ def predict_all(
     rows = world.part(np.arange(len(images)))
     with torch.inference_mode(), precision.autocast(device):
         for start in range(0, len(rows), batch_size):
-            # A copy: torch warns about memory-mapped arrays, which are read-only.
-            chunk = np.array(images[rows[start : start + batch_size]])
+            chunk = copy_rows(images, rows[start : start + batch_size])
             batch_logits, embedding = network(torch.from_numpy(chunk).to(device))
             logits.append(batch_logits.float().cpu().numpy())
             embeddings.append(embedding.float().cpu().numpy())

@@ -47,6 +47,7 @@ from monitoring.records import Record, write_records
 from training.calibration import fit_platt, fit_temperature
 from training.evaluate import Decider, assess, headline_metrics, run_engine
 from training.export import check_exports, export_network, run_network
+from training.mapped import ChosenRows, each_row
 from training.model_card import write_model_card
 from training.self_check import SelfCheck, check_outlier_score
 from training.thresholds import ThresholdChoice, tune_global_threshold, tune_none_threshold
@@ -89,7 +90,8 @@ class Rows:
     def take(self, chosen: NDArray[np.intp]) -> Rows:
         """The rows of these indices."""
         names = tuple(self.names[row] for row in chosen) if self.names else ()
-        return Rows(self.images[chosen], self.targets[chosen], names)
+        images: Any = ChosenRows(self.images, chosen)
+        return Rows(images, self.targets[chosen], names)
 
 
 @dataclass(frozen=True)
@@ -415,7 +417,7 @@ def _streams(decider: Decider, outputs: Outputs, images: Pixels) -> dict[str, ND
     """The seven evidence streams, N each; predicted_class is an index, C standing for none."""
     scores, components = decider.outlier.score(outputs.embedding, outputs.logits)
     chances = decider.probabilities(outputs)
-    seen = [properties(image) for image in images]
+    seen = [properties(image) for image in each_row(images)]
     streams = {
         "outlier_score": scores,
         "confidence": confidence(chances, decider.task),
@@ -439,7 +441,7 @@ def _write_reference(path: Path, manifest: Manifest, trained: Trained, findings:
     labels = decide(chances, decider.thresholds, decider.classes, decider.task)
     sure = confidence(chances, decider.task)
     records = []
-    for row, image in enumerate(trained.calibration.images):
+    for row, image in enumerate(each_row(trained.calibration.images)):
         seen: ImageProperties = properties(image)
         records.append(
             Record(

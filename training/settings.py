@@ -22,6 +22,8 @@ SamplingName = Literal["shuffled", "balanced"]
 ClassWeightsName = Literal["none", "balanced"]
 OptimizerName = Literal["sgd", "adamw"]
 
+BODY_GROUPS = 2  # layer groups below the head, that get rates of their own
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -50,6 +52,7 @@ class TrainingSettings:
     erase_probability: float = 0.0
     mixup: float = 0.0  # alpha of the blending of two images; 0: none
     cutmix: float = 0.0  # alpha of the pasting of one image into another; 0: none
+    frozen_groups: int = 0  # of BODY_GROUPS, from the first layers on, that fine-tuning leaves
     freeze_batch_norm: bool = False  # keep running statistics, for fine-tuning
     sampling: SamplingName = "shuffled"  # balanced: draw rare classes as often as frequent ones
     class_weights: ClassWeightsName = "none"  # balanced: mistakes on rare classes cost more
@@ -89,6 +92,8 @@ class TrainingSettings:
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 0.5, "0 to under 0.5")
         for name in ("mixup", "cutmix"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        frozen = self.frozen_groups
+        _require("frozen_groups", frozen, 0 <= frozen <= BODY_GROUPS, f"0 to {BODY_GROUPS}")
         _require("epochs", self.epochs, self.epochs >= 0, "0 or more")
         _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         if self.body_learning_rate is not None:

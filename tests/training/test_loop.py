@@ -19,6 +19,7 @@ from model.network import Network, create_network, default_input_spec
 from training.callbacks import Callback
 from training.fine_tuning import (
     LinearHead,
+    body_trainer,
     fine_tune,
     fit_head,
     layer_groups,
@@ -482,3 +483,19 @@ def test_a_compiled_network_learns_the_same() -> None:
     plain = Trainer(network(), data, data, QUICK, "single").fit()
     compiled = Trainer(network(), data, data, replace(QUICK, compile=True), "single").fit()
     assert compiled.losses == pytest.approx(plain.losses, rel=0.02)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_frozen_groups_stay_as_they_are_and_the_others_learn(frozen: int) -> None:
+    net = network()
+    settings = replace(QUICK, learning_rate=0.05, frozen_groups=frozen)
+    before = [parameter.clone() for parameter in net.body_parameters()]
+    head = net.head.weight.clone()
+    body_trainer(net, stripes(64), stripes(16, 1), settings, "single").fit()
+    moved = [
+        not torch.equal(old, new) for old, new in zip(before, net.body_parameters(), strict=True)
+    ]
+    middle = len(moved) // 2
+    assert any(moved[:middle]) == (frozen < 1)
+    assert any(moved[middle:]) == (frozen < 2)
+    assert not torch.equal(head, net.head.weight)
