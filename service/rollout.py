@@ -11,6 +11,7 @@ from model.engines import load_engine
 from model.errors import PlumblineError
 from model.store import ModelStore, Version
 from service import metrics
+from service.default_engine import usable_engine
 from service.predictor import Predictor
 from service.settings import ServiceSettings
 
@@ -73,7 +74,10 @@ class Rollout:
     def _load(self, version: Version) -> Predictor:
         bundle = self._store.load(version)
         settings = self._settings
-        engine = load_engine(settings.engine, bundle, threads=settings.engine_threads)
+        name = settings.engine
+        if not settings.engine_is_given:
+            name = usable_engine(name, bundle)
+        engine = load_engine(name, bundle, threads=settings.engine_threads)
         predictor = Predictor(bundle, engine, stage=version.stage, alpha=settings.alpha)
         predictor.warm_up(settings.batch_images)
         return predictor

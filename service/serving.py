@@ -32,7 +32,7 @@ log = logging.getLogger("plumbline.service")
 
 
 def serve(settings: ServiceSettings) -> None:
-    """Serve the champion until SIGINT or SIGTERM.
+    """Serve the champion until SIGINT, SIGTERM or SIGHUP.
 
     Raises `SettingsError` before anything is started: address or port not to be had, no keys
     beyond loopback. Raises `StoreError` or `BundleError` before anything is answered: no champion,
@@ -45,7 +45,9 @@ def serve(settings: ServiceSettings) -> None:
     workers = settings.workers or usable_cores()
     log.info("starting %d workers on http://%s; Ctrl-C stops them", workers, settings.serve_on)
     # Until the supervisor listens to signals: end by an exception, which removes the folder.
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     with tempfile.TemporaryDirectory(prefix="plumbline-") as own:
         # BentoML keeps files in its home; two servers must not share one.
         os.environ["BENTOML_HOME"] = own
@@ -102,6 +104,8 @@ def _export(settings: ServiceSettings) -> None:
     if path is not None:
         os.environ[CONFIG_FILE_VARIABLE] = str(path.absolute())
     for name in type(settings).model_fields:
+        if name == "engine" and not settings.engine_is_given:
+            continue  # the workers choose when they load a model, with torch at hand
         value = getattr(settings, name)
         if value is not None:
             absolute = value.absolute() if isinstance(value, Path) else value

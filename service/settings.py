@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from model.engines import EngineName
 from model.limits import ImageLimits
 from model.settings import address, split_address
 from monitoring.settings import MonitoringSettings
+from service.default_engine import likely_engine
 
 MEBIBYTE = 2**20
+# The supervisor's process number, told to its workers; no setting, so not named like one.
+SUPERVISOR_VARIABLE = "_PLUMBLINE_SUPERVISOR"
 
 
 class ServiceSettings(MonitoringSettings):
@@ -23,8 +27,10 @@ class ServiceSettings(MonitoringSettings):
     workers: int | None = Field(
         default=None, ge=1, description="Worker processes. Default: one per core."
     )
-    engine: Literal["openvino", "torch"] = Field(
-        default="openvino", description="Engine that runs the network."
+    engine: EngineName = Field(
+        default_factory=likely_engine,
+        description="Engine that runs the network: openvino or torch. Default: torch where there "
+        "is an NVIDIA GPU that torch can use, else openvino.",
     )
     engine_threads: int = Field(
         default=1, ge=1, description="Compute threads of the engine, per worker."
@@ -116,6 +122,11 @@ class ServiceSettings(MonitoringSettings):
         """The same settings with another address or port."""
         serve_on = f"{host or self.host}:{port or self.port}"
         return self.model_copy(update={"serve_on": serve_on})
+
+    @property
+    def engine_is_given(self) -> bool:
+        """Whether the engine was chosen by somebody, not by default."""
+        return "engine" in self.model_fields_set
 
     @property
     def host(self) -> str:
