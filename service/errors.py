@@ -63,9 +63,9 @@ def overloaded(message: str, retry_after_seconds: int) -> RequestError:
     return RequestError("overloaded", message, {"Retry-After": str(retry_after_seconds)})
 
 
-def unavailable(message: str) -> RequestError:
-    """The 503 answer, only while starting or draining."""
-    return RequestError("unavailable", message, {"Retry-After": "1"})
+def unavailable(message: str, retry_after_seconds: int = 1) -> RequestError:
+    """The 503 answer: while starting or draining, and for feedback that cannot be stored."""
+    return RequestError("unavailable", message, {"Retry-After": str(retry_after_seconds)})
 
 
 def deadline_exceeded() -> RequestError:

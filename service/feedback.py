@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import uuid
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine, delete, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from model.state import feedback, write_transaction
-from service.errors import RequestError
+from service.errors import RequestError, unavailable
 
+log = logging.getLogger("plumbline.feedback")
+
+STORE_SECONDS = 2.0
+RETRY_AFTER_SECONDS = 5
 LIMIT_BODY_BYTES = 64 * 1024
 LIMIT_LABELS = 64
 
@@ -49,6 +57,44 @@ def _valid_labels(given: object, classes: Collection[str]) -> list[str]:
             "invalid", f"unknown class {unknown[0][:80]!r}; GET /v1/model lists the classes"
         )
     return sorted(set(given))
+
+
+class FeedbackDesk:
+    """Stores feedback in a thread of its own: a database that hangs holds up nothing else."""
+
+    def __init__(self, state: Engine, *, limit: int, store_seconds: float = STORE_SECONDS) -> None:
+        self._state = state
+        self._limit = limit
+        self._store_seconds = store_seconds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
+
+    async def store(self, prediction_id: str, client: str, labels: list[str], model: str) -> None:
+        """`store_feedback` in bounded time.
+
+        Raises `RequestError` `unavailable`. What was begun by then may still be stored, which
+        does no harm: when it is sent again it replaces.
+        """
+        job = self._thread.submit(
+            store_feedback, self._state, prediction_id, client, labels, model, limit=self._limit
+        )
+        try:
+            async with asyncio.timeout(self._store_seconds):
+                await asyncio.wrap_future(job)
+        except (TimeoutError, SQLAlchemyError) as error:
+            log.warning("feedback is turned away: the state database %s", _reason(error))
+            raise unavailable(
+                "the feedback cannot be stored at the moment; send it again", RETRY_AFTER_SECONDS
+            ) from None
+
+    def close(self) -> None:
+        """Let go of what waits, and end the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "does not answer in time"
+    return f"fails: {getattr(error, 'orig', None) or error}"
 
 
 def store_feedback(

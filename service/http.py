@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import uuid_utils
-from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -28,7 +27,7 @@ from service.admission import Admission, Admitted
 from service.batcher import Answer, Batcher
 from service.clients import Clients
 from service.errors import RequestError, unavailable
-from service.feedback import LIMIT_BODY_BYTES, parse_feedback, store_feedback
+from service.feedback import LIMIT_BODY_BYTES, FeedbackDesk, parse_feedback
 from service.occupancy import Occupancy
 from service.openapi import docs_page, openapi
 from service.predictor import Judgement, Predictor
@@ -67,7 +66,7 @@ class Door:
         batcher: PredictionBatcher,
         records: RecordSink | None,
         images: ImageStore | None,
-        state: Engine,
+        feedback: FeedbackDesk,
     ) -> None:
         self._settings = settings
         self._clients = clients
@@ -76,7 +75,7 @@ class Door:
         self._batcher = batcher
         self._records = records
         self._images = images
-        self._state = state
+        self._feedback = feedback
         self._openapi = openapi(settings)
         self._occupancy = Occupancy(
             most_images=settings.queue_images,
@@ -138,15 +137,7 @@ class Door:
         body = await self._admission.read_body(request, LIMIT_BODY_BYTES)
         # What was predicted shortly before a promotion is told shortly after it.
         prediction_id, labels = parse_feedback(body, self._rollout.classes)
-        await asyncio.to_thread(
-            store_feedback,
-            self._state,
-            prediction_id,
-            client,
-            labels,
-            predictor.bundle.manifest.tag,
-            limit=self._settings.feedback_rows,
-        )
+        await self._feedback.store(prediction_id, client, labels, predictor.bundle.manifest.tag)
         metrics.FEEDBACK.inc()
         return json_response({"id": prediction_id, "labels": labels}, 202)
 

@@ -21,10 +21,11 @@ from service import metrics
 from service.admission import Admission
 from service.batcher import Batcher
 from service.clients import Clients
+from service.feedback import FeedbackDesk
 from service.http import Door
 from service.predictor import Judgement, Predictor
 from service.rollout import Rollout
-from service.settings import ServiceSettings
+from service.settings import SUPERVISOR_VARIABLE, ServiceSettings
 
 log = logging.getLogger("plumbline.worker")
 
@@ -66,6 +67,7 @@ class Worker:
                 settings.store_images_bytes // 2**20,
                 settings.store_images_seconds / 86_400,
             )
+        self._feedback = FeedbackDesk(store.state, limit=settings.feedback_rows)
         self._settings = settings
         self._door = Door(
             settings,
@@ -75,7 +77,7 @@ class Worker:
             batcher=self._batcher,
             records=self._records,
             images=self._images,
-            state=store.state,
+            feedback=self._feedback,
         )
         self.app: ASGIApp = self._door.app(lifespan=self._lifespan)
         self._tasks: list[asyncio.Task[None]] = []
@@ -117,6 +119,7 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._batcher.stop()
         self._admission.close()
+        await asyncio.to_thread(self._feedback.close)
         for sink in (self._records, self._images):
             if sink is not None:
                 await asyncio.to_thread(sink.close)
@@ -146,8 +149,11 @@ class Worker:
 
 
 async def _end_with_supervisor() -> None:
-    """A supervisor that was killed cannot stop its workers, and they would hold the port."""
-    supervisor = os.getppid()
+    """A supervisor that was killed cannot stop its workers, and they would hold the port.
+
+    Ours tells its number: it may have been killed long before this process could look.
+    """
+    supervisor = int(os.environ.get(SUPERVISOR_VARIABLE) or os.getppid())
     while os.getppid() == supervisor:
         await asyncio.sleep(_WATCH_SECONDS)
     log.error("the supervisor is gone; stopping")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from model.state import feedback, open_state
+from model.state import feedback, open_state, write_transaction
 from service.errors import RequestError
-from service.feedback import LIMIT_LABELS, parse_feedback, store_feedback
+from service.feedback import LIMIT_LABELS, FeedbackDesk, parse_feedback, store_feedback
 
 CLASSES = ("circle", "square", "star")
 ID = "01900000-0000-7000-8000-000000000001"
@@ -188,3 +190,44 @@ def test_many_clients_at_once_are_all_kept(state):
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda prediction_id: keep(state, prediction_id), ids))
     assert sorted(row[0] for row in kept(state)) == ids
+
+
+# A state database that does not answer
+
+
+def hand_in(state, *, during=nullcontext(), times=1, store_seconds=60.0):  # noqa: B008
+    """Hand feedback in that often while something lasts; what was said each time."""
+
+    async def story():
+        desk = FeedbackDesk(state, limit=100, store_seconds=store_seconds)
+        said = []
+        try:
+            with during:
+                for _ in range(times):
+                    one = desk.store(ID, "anna", ["star"], MODEL)
+                    said += await asyncio.gather(one, return_exceptions=True)
+            return said
+        finally:
+            await asyncio.to_thread(desk.close)
+
+    return asyncio.run(asyncio.wait_for(story(), 25))  # SQLite itself waits ten each
+
+
+def test_feedback_is_handed_in(state):
+    assert hand_in(state) == [None]
+    assert kept(state) == [(ID, "anna", ["star"])]
+
+
+def test_a_locked_database_turns_feedback_away_in_bounded_time(state, tmp_path):
+    other = open_state(f"sqlite:///{tmp_path / 'state.sqlite'}")
+    errors = hand_in(state, during=write_transaction(other), times=3, store_seconds=0.1)
+    other.dispose()
+    assert [(error.code, error.status) for error in errors] == [("unavailable", 503)] * 3
+    assert {error.headers["Retry-After"] for error in errors} == {"5"}
+
+
+def test_an_unreachable_database_turns_feedback_away(state):
+    with state.begin() as connection:
+        feedback.drop(connection)
+    (error,) = hand_in(state)
+    assert (error.code, error.status) == ("unavailable", 503)
