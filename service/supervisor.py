@@ -10,21 +10,31 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from circus.arbiter import Arbiter
+from circus.exc import ConflictError
 from circus.sockets import CircusSocket
 from circus.watcher import Watcher
+from tornado.ioloop import PeriodicCallback
 
 from model.listening import family_of
+from service.settings import SUPERVISOR_VARIABLE
 
 _ROOT = Path(__file__).parent.parent
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _SOCKET = "door"
 _BACKLOG = 2048
 _WATCH_SECONDS = 1.0
+_ASK_SECONDS = 0.1
+_KILL_SECONDS = 5.0  # that a worker has more than the time to finish what is in flight
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def run_workers(
@@ -36,15 +46,104 @@ def run_workers(
     stop_seconds: float,
     meanwhile: Callable[[], None],
 ) -> None:
-    """Serve with so many worker processes until SIGINT or SIGTERM.
+    """Serve with so many worker processes until a signal says to stop.
 
     `folder` is this server's own: metrics of the workers and the supervisor's control sockets lie
     there. A worker has `stop_seconds` to finish what is in flight, and is killed a little later.
-    `meanwhile` runs while the workers start; what it raises stops them and is raised again.
+    `meanwhile` runs in a thread while the workers start; what it raises stops them and is raised
+    again.
     """
     metrics = folder / "metrics"
     metrics.mkdir()
-    arbiter = Arbiter(
+    hangup = signal.getsignal(signal.SIGHUP)
+    with _held_back(_ENDING_SIGNALS):
+        arbiter = _arbiter(host, port, workers, folder, metrics, stop_seconds)
+        ending = Ending(arbiter, limit_seconds=stop_seconds + 2 * _KILL_SECONDS)
+        for number in _ENDING_SIGNALS:
+            signal.signal(number, ending.ask)
+        if hangup is signal.SIG_IGN:  # as by nohup
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    failures: list[Exception] = []
+
+    def check() -> None:
+        try:
+            meanwhile()
+        except Exception as error:  # noqa: BLE001 (raised again below)
+            failures.append(error)
+            ending.ask()
+
+    # A thread, and one that need not end: what is checked may take its time, and signals not wait.
+    checking = threading.Thread(target=check, name="check", daemon=True)
+    for task, seconds in (
+        (ending.attempt, _ASK_SECONDS),
+        (lambda: forget_dead_workers(metrics, arbiter), _WATCH_SECONDS),
+    ):
+        PeriodicCallback(task, seconds * 1000).start()
+    outcome = arbiter.start(cb=lambda _: checking.start())
+    for error in (*failures, outcome.exception()):
+        if error is not None:
+            raise error
+
+
+class Ending:
+    """Stops the supervisor once something asks for it, however busy that is at the moment.
+
+    circus refuses to stop while it starts workers or replaces a dead one, and forgets that it was
+    asked; so it is asked again until it accepts. What takes longer than `limit_seconds` in all is
+    cut off: the workers are killed.
+    """
+
+    def __init__(self, arbiter: Arbiter, *, limit_seconds: float) -> None:
+        self._arbiter = arbiter
+        self._limit_seconds = limit_seconds
+        self._overdue_at: float | None = None
+        self._accepted = False
+
+    def ask(self, *_: object) -> None:
+        """Ask to stop. For threads and signal handlers too: only notes the wish."""
+        if self._overdue_at is None:
+            self._overdue_at = time.monotonic() + self._limit_seconds
+
+    def attempt(self) -> None:
+        """Try to do what was asked; called again and again by the supervisor's event loop."""
+        if self._overdue_at is None:
+            return
+        if time.monotonic() > self._overdue_at:
+            self._cut_off()
+        elif not self._accepted:
+            with suppress(ConflictError):
+                self._arbiter.stop()
+                self._accepted = True
+
+    def _cut_off(self) -> None:
+        for process in _workers_of(self._arbiter):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self._arbiter.loop.stop()
+
+
+def forget_dead_workers(metrics: Path, arbiter: Arbiter) -> None:
+    """Remove what dead workers last said of themselves: it would be summed up for ever.
+
+    Counters stay: what was counted was.
+    """
+    living = _workers_of(arbiter)
+    for file in metrics.glob("gauge_live*_*.db"):
+        process = int(file.stem.rpartition("_")[2])
+        if process not in living:
+            from prometheus_client.multiprocess import mark_process_dead
+
+            mark_process_dead(process, str(metrics))  # type: ignore[no-untyped-call]
+
+
+def _workers_of(arbiter: Arbiter) -> set[int]:
+    return {process for watcher in arbiter.watchers for process in watcher.processes}
+
+
+def _arbiter(
+    host: str, port: int, workers: int, folder: Path, metrics: Path, stop_seconds: float
+) -> Arbiter:
+    return Arbiter(
         [
             Watcher(
                 "workers",
@@ -52,11 +151,14 @@ def run_workers(
                 _worker_arguments(stop_seconds),
                 numprocesses=workers,
                 working_dir=str(_ROOT),
-                env={"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
+                env={
+                    "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+                    SUPERVISOR_VARIABLE: str(os.getpid()),
+                },
                 copy_env=True,
                 use_sockets=True,
                 stop_children=True,
-                graceful_timeout=stop_seconds + 5,
+                graceful_timeout=stop_seconds + _KILL_SECONDS,
             )
         ],
         # Sockets in a folder of our own, not open TCP ports: whoever reaches them is obeyed.
@@ -67,19 +169,16 @@ def run_workers(
             CircusSocket(_SOCKET, host=host, port=port, family=family_of(host), backlog=_BACKLOG)
         ],
     )
-    failures: list[Exception] = []
 
-    def check(_: object) -> None:
-        try:
-            meanwhile()
-        except Exception as error:  # noqa: BLE001 (raised again below)
-            failures.append(error)
-            arbiter.stop()
 
-    outcome = arbiter.start(cb=check)
-    for error in (*failures, outcome.exception()):
-        if error is not None:
-            raise error
+@contextmanager
+def _held_back(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Keep signals back until the end: circus's own handlers, meanwhile in place, lose them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def usable_cores() -> int:

@@ -1,12 +1,18 @@
-"""As many workers as there are cores to use."""
+"""As many workers as there are cores to use, and an end to them when it is asked for."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
+from circus.exc import ConflictError
 
 from service import supervisor
+from service.supervisor import Ending, forget_dead_workers
 
 
 @pytest.mark.parametrize(
@@ -24,3 +30,55 @@ def test_without_a_quota_the_affinity_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "_CPU_QUOTA", tmp_path / "none")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5})
     assert supervisor.usable_cores() == 2
+
+
+class Arbiter:
+    """circus as it is while it starts workers: refuses to stop so many times."""
+
+    def __init__(self, *workers: int, refusals: int = 0) -> None:
+        self.watchers = [SimpleNamespace(processes=dict.fromkeys(workers))]
+        self.loop = SimpleNamespace(stop=lambda: self.told.append("the loop"))
+        self.refusals = refusals
+        self.told: list[str] = []
+
+    def stop(self) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise ConflictError("arbiter is already running arbiter_start_watchers command")
+        self.told.append("the workers")
+
+
+def test_nothing_is_stopped_unasked():
+    arbiter = Arbiter()
+    Ending(arbiter, limit_seconds=0).attempt()
+    assert arbiter.told == []
+
+
+def test_a_busy_supervisor_is_asked_until_it_accepts_and_then_no_more():
+    arbiter = Arbiter(refusals=3)
+    ending = Ending(arbiter, limit_seconds=60)
+    ending.ask()
+    for _ in range(3):
+        ending.attempt()
+    assert arbiter.told == []
+    for _ in range(3):
+        ending.attempt()
+    assert arbiter.told == ["the workers"]
+
+
+def test_a_supervisor_that_never_accepts_is_cut_off_and_its_workers_are_killed():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        arbiter = Arbiter(worker.pid, refusals=1000)
+        ending = Ending(arbiter, limit_seconds=-1)
+        ending.ask(signal.SIGTERM, None)
+        ending.attempt()
+        assert worker.wait(20) == -signal.SIGKILL
+    assert arbiter.told == ["the loop"]
+
+
+def test_gauges_of_dead_workers_are_forgotten_and_their_counters_kept(tmp_path):
+    names = ["gauge_livesum_7.db", "gauge_livesum_71.db", "gauge_liveall_7.db", "counter_7.db"]
+    for name in names:
+        (tmp_path / name).touch()
+    forget_dead_workers(tmp_path, Arbiter(71))
+    assert {file.name for file in tmp_path.iterdir()} == {"gauge_livesum_71.db", "counter_7.db"}
