@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -54,11 +58,23 @@ def served_version(url: str) -> str:
     return f"{model['name']}:{model['version']}"
 
 
-def wait_for_version(url: str, tag: str, seconds: float = 10) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
-    while served_version(url) != tag:
-        assert time.monotonic() < deadline, f"{tag} was not served within {seconds} s"
-        time.sleep(0.1)
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def wait_for_version(url: str, tag: str) -> None:
+    wait_until(lambda: served_version(url) == tag)
+
+
+def metric(url: str, series: str) -> float:
+    """The value of one series, 0 where there is none."""
+    for line in httpx.get(f"{url}/metrics").text.splitlines():
+        if line.startswith(f"{series} "):
+            return float(line.rpartition(" ")[2])
+    return 0.0
 
 
 class Asking(threading.Thread):
@@ -85,10 +101,11 @@ def test_a_promotion_is_followed_without_a_restart_or_a_failed_request(
     with serving(home, workers="2") as server:
         asking = Asking(server.url, image)
         asking.start()
-        time.sleep(1)
+        wait_until(lambda: asking.seen)
         run_plumbline("promote", second, home=home)
         wait_for_version(server.url, second)
-        time.sleep(3)  # the other worker too
+        # The worker that is being asked may be the other one.
+        wait_until(lambda: asking.seen[-1][1] == second.split(":")[1])
         asking.done.set()
         asking.join()
         assert {status for status, _ in asking.seen} == {200}
@@ -109,12 +126,23 @@ def test_a_champion_that_does_not_verify_leaves_the_old_one_answering(
         with sqlite3.connect(home / "state.sqlite") as state:
             state.execute("update versions set stage = 'retired' where stage = 'champion'")
             state.execute("update versions set stage = 'champion' where version = ?", (version,))
-        time.sleep(3)
+        wait_until(lambda: metric(server.url, "plumbline_model_load_failures_total") == 1)
         assert served_version(server.url) == trained.tag
         assert httpx.post(f"{server.url}/v1/predict", content=image).status_code == 200
-        metrics = httpx.get(f"{server.url}/metrics").text
-        assert "plumbline_model_load_failures_total 1.0" in metrics
         assert "network.bin is corrupt" in server.log.read_text()
+
+
+def test_feedback_is_turned_away_while_the_state_database_is_locked(home, serving):
+    said = {"id": "01900000-0000-7000-8000-000000000001", "labels": ["ankle boot"]}
+    with serving(home) as server, closing(sqlite3.connect(home / "state.sqlite")) as state:
+        state.execute("begin immediate")
+        refused = httpx.post(f"{server.url}/v1/feedback", json=said, timeout=30)
+        state.rollback()
+        taken = httpx.post(f"{server.url}/v1/feedback", json=said, timeout=30)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "unavailable"
+    assert refused.headers["retry-after"] == "5"
+    assert taken.status_code == 202
 
 
 def test_ending_the_server_finishes_what_is_in_flight(home, serving, image):
@@ -139,9 +167,9 @@ def test_ending_the_server_finishes_what_is_in_flight(home, serving, image):
 
 
 def test_before_the_end_it_says_that_it_is_not_ready(home, serving, image):
-    with serving(home, drain_seconds="3") as server:
+    with serving(home, drain_seconds="6") as server:
         server.process.terminate()
-        time.sleep(1)
+        wait_until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, seconds=6)
         ready = httpx.get(f"{server.url}/readyz")
         refused = httpx.post(f"{server.url}/v1/predict", content=image)
         for response in (ready, refused):
@@ -155,31 +183,73 @@ def children_of(server):
     return psutil.Process(server.process.pid).children(recursive=True)
 
 
-def test_a_killed_worker_comes_back(home, serving, image):
+def answers(url: str, image: bytes) -> bool:
+    try:
+        return httpx.post(f"{url}/v1/predict", content=image).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_killed_worker_comes_back_and_is_counted_once(trained, home, serving, image):
+    serves = f'plumbline_model_info{{model="{trained.tag}"}}'
+    with serving(home) as server:
+        assert metric(server.url, serves) == 1
+        (worker,) = children_of(server)
+        worker.kill()
+        worker.wait(20)
+        wait_until(lambda: answers(server.url, image), seconds=40)
+        wait_until(lambda: metric(server.url, serves) == 1)
+
+
+def end_and_see_who_stays(server, number: int) -> list[psutil.Process]:
+    """Send the signal; workers that outlive the server, those started meanwhile included."""
+    supervisor, workers = psutil.Process(server.process.pid), set()
+    server.process.send_signal(number)
+    deadline = time.monotonic() + 30
+    while server.process.poll() is None:
+        assert time.monotonic() < deadline, "the server did not end"
+        with suppress(psutil.NoSuchProcess):
+            workers |= set(supervisor.children(recursive=True))
+        time.sleep(0.01)
+    return [worker for worker in workers if worker.is_running()]
+
+
+@pytest.fixture
+def _hangup_is_heard():
+    """As at a terminal, also where these tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_hangup_is_heard")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_workers_start_stops_everything(number, home, serving):
+    with serving(home, wait=False) as server:
+        wait_until(lambda: children_of(server))
+        assert end_and_see_who_stays(server, number) == []
+        assert server.process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0])
+def test_a_signal_at_any_moment_of_the_start_stops_everything(seconds, home, serving):
+    with serving(home, wait=False, workers="2") as server:
+        time.sleep(seconds)
+        assert end_and_see_who_stays(server, signal.SIGTERM) == []
+        # By Python itself before our first line, by our exception before there are workers.
+        assert server.process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_hangup_is_heard")
+def test_a_signal_while_a_dead_worker_is_replaced_stops_everything(home, serving):
     with serving(home) as server:
         (worker,) = children_of(server)
         worker.kill()
-        deadline = time.monotonic() + 40
-        while True:
-            try:
-                if httpx.post(f"{server.url}/v1/predict", content=image).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-
-
-def test_a_signal_while_the_workers_start_stops_everything(home, serving):
-    with serving(home, wait=False) as server:
-        deadline = time.monotonic() + 30
-        while not (workers := children_of(server)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(0.5)
-        server.process.terminate()
-        assert server.process.wait(30) == 0
-        assert not any(worker.is_running() for worker in workers)
+        wait_until(lambda: children_of(server) not in ([], [worker]))
+        assert end_and_see_who_stays(server, signal.SIGHUP) == []
+        assert server.process.returncode == 0
 
 
 @pytest.mark.slow
@@ -198,6 +268,17 @@ def test_workers_do_not_outlive_a_killed_supervisor(home, serving):
         (worker,) = children_of(server)
         server.process.kill()
         worker.wait(20)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/livez")
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_supervisor_killed_while_they_start(home, serving):
+    with serving(home, wait=False) as server:
+        wait_until(lambda: children_of(server))
+        (worker,) = children_of(server)
+        server.process.kill()
+        worker.wait(30)
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/livez")
 
@@ -266,11 +347,42 @@ class TestRefusals:
         assert "PLUMBLINE_COLOUR" in self.refusal(run_plumbline, home, colour="red")
 
 
+@contextmanager
+def serving_with_torch_at_hand(home: Path, port: int) -> Iterator[str]:
+    """`serving` keeps torch away from its servers; this one has it, and runs the network by it."""
+    clean = {name: value for name, value in os.environ.items() if "PLUMBLINE" not in name}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plumbline", "serve", "--engine", "torch"],
+        env={
+            **clean,
+            "PLUMBLINE_HOME": str(home),
+            "PLUMBLINE_WORKERS": "1",
+            "PLUMBLINE_SERVE_ON": f"127.0.0.1:{port}",
+        },
+    )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.slow
+def test_torch_serves_as_openvino_does(home, serving, image):
+    with serving(home) as server:
+        by_openvino = httpx.post(f"{server.url}/v1/predict", content=image).json()
+    with serving_with_torch_at_hand(home, int(server.url.rpartition(":")[2])) as url:
+        wait_until(lambda: answers(url, image), seconds=120)
+        by_torch = httpx.post(f"{url}/v1/predict", content=image).json()
+        assert httpx.get(f"{url}/v1/model").json()["engine"]["name"] == "torch"
+    (one,), (other,) = by_openvino["predictions"], by_torch["predictions"]
+    assert one["labels"] == other["labels"] == ["ankle boot"]
+    assert other["probabilities"] == pytest.approx(one["probabilities"], abs=0.05)
+
+
 @pytest.mark.slow
 def test_a_bento_is_built_and_serves_from_another_directory(home, image, tmp_path):
     """As `bentoml build` and `bentoml serve` do it, with nothing of the checkout on the path."""
-    import os
-
     root = Path(__file__).parent.parent.parent
     bentos = tmp_path / "bentos"
     environment = {
@@ -330,8 +442,6 @@ def test_two_servers_on_one_home_keep_their_own_metrics(home, serving, image):
 
 @pytest.mark.slow
 def test_bentoml_sees_the_versions(home, trained):
-    import os
-
     done = subprocess.run(
         [sys.executable, "-m", "bentoml", "models", "list", "--output", "json"],
         env={**os.environ, "BENTOML_HOME": str(home / "bentoml")},
