@@ -1,12 +1,13 @@
 """The engine where no setting names one: torch on an NVIDIA GPU, OpenVINO on a CPU.
 
-Asked in two steps, since importing torch takes seconds: a guess that every command can afford, and
-a closer look when a model is loaded.
+Asked in two steps: a guess that every command can afford, and a closer look when a model is loaded.
+torch itself is never asked: importing it takes seconds, and a service on a CPU lacks it.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import ctypes
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from model.bundle import Bundle
@@ -14,10 +15,11 @@ from model.engines import EngineName
 
 # The driver's control device, on Linux and on Linux within Windows.
 _GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+_DRIVER = "libcuda.so.1"
 
 
 def likely_engine() -> EngineName:
-    """torch where an NVIDIA driver and torch are there; imports nothing."""
+    """torch where an NVIDIA driver, and a torch that is not built for CPUs alone, are installed."""
     return "torch" if _has_gpu() and _has_torch() else "openvino"
 
 
@@ -35,14 +37,17 @@ def _has_gpu() -> bool:
 
 def _has_torch() -> bool:
     try:
-        return find_spec("torch") is not None
-    except ImportError:
+        return not version("torch").endswith("+cpu")
+    except PackageNotFoundError:
         return False
 
 
 def _has_cuda() -> bool:
+    """Whether the driver shows this process a GPU; CUDA_VISIBLE_DEVICES may hide them all."""
+    count = ctypes.c_int(0)
     try:
-        import torch
-    except (ImportError, OSError):  # the latter where a library of it is missing
+        driver = ctypes.CDLL(_DRIVER)
+        answered = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    except (OSError, AttributeError):  # no driver, or none of CUDA's
         return False
-    return torch.cuda.is_available()
+    return answered and count.value > 0

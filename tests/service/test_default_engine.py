@@ -1,13 +1,13 @@
-"""torch on an NVIDIA GPU, OpenVINO elsewhere; torch is imported only where there is a GPU."""
+"""torch on an NVIDIA GPU, OpenVINO elsewhere; torch is not imported to find out."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
-import torch
 
 from model import bundle as bundles
 from model.bundle import EngineGate
@@ -31,12 +31,12 @@ def no_gpu(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(default_engine, "_has_cuda", lambda: True)
 
 
 @pytest.fixture
 def no_cuda(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(default_engine, "_DRIVER", "libnone.so.1")
 
 
 @pytest.fixture
@@ -55,8 +55,11 @@ def test_without_a_gpu_openvino_is_the_default():
 
 @pytest.mark.usefixtures("gpu")
 def test_with_a_gpu_torch_is_the_default_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(default_engine, "version", lambda name: "2.12.0+cu128")
     assert likely_engine() == ServiceSettings().engine == "torch"
-    monkeypatch.setattr(default_engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(default_engine, "version", lambda name: "2.12.0+cpu")
+    assert likely_engine() == "openvino"
+    monkeypatch.setattr(default_engine, "version", lambda name: version(f"no-{name}-here"))
     assert likely_engine() == "openvino"
 
 
