@@ -1,12 +1,14 @@
 """Does the drift alarm keep its promise, how soon does it see change, how fast and small is it?
 
-    .venv/bin/python bench/evidence.py [--images 1000000] [--c 10000]
+    .venv/bin/python bench/evidence.py [--images 1000000] [--c 10000] [--home var]
 
 Promise: vectors of seven streams, drawn independently from one distribution with ties and heavy
 tails, go past the sampler into the evidence; after an alarm it is reset. The promise allows images
 / c alarms; their number stands with its 99 % Poisson interval, for calibration splits of 5,000 and
 of 200. Change: images until the alarm after a stream has shifted, ten runs each. Speed: records a
-second from Parquet files to evidence, on one core, with the memory of the process.
+second from Parquet files to evidence, on one core, with the memory of the process; and the same by
+the monitor itself, which saves its state after every look, over the files that one worker writes in
+a day (--day-files, one every two seconds), with the seconds of a look once they all lie there.
 
 Figures, machine and spread: docs/performance.md. Ends with 1 where something promised is missed.
 """
@@ -15,10 +17,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sqlite3
 import sys
 import tempfile
 import time
 import uuid
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,6 +35,7 @@ from model.bundle import Bundle
 from model.settings import ModelSettings
 from model.store import ModelStore
 from monitoring.evidence import STREAMS, Evidence
+from monitoring.monitor import Monitor
 from monitoring.outlier import RECORD_COMPONENTS
 from monitoring.record_reader import RecordReader
 from monitoring.records import Record, write_records
@@ -42,6 +47,8 @@ CLASSES = 10
 LEAST_RECORDS_A_SECOND = 2_000
 MOST_MEGABYTES = 500
 SPEED_RECORDS = 20_000
+DAY_FILES = 43_200
+DAY_FILE_RECORDS = 5
 
 
 def main() -> None:
@@ -50,6 +57,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--c", type=float, default=10_000.0)
     parser.add_argument("--home", type=Path, help="with a champion: measure speed on it, too")
+    parser.add_argument("--day-files", type=int, default=DAY_FILES)
     options = parser.parse_args()
     missed = False
     for calibration in (5_000, 200):
@@ -73,7 +81,9 @@ def main() -> None:
             flush=True,
         )
     if options.home is not None:
+        os.sched_setaffinity(0, {0})
         missed |= speed(options.home)
+        missed |= speed_of_monitor(options.home, options.day_files)
     sys.exit(int(missed))
 
 
@@ -139,8 +149,7 @@ def poisson_interval(count: int, level: float = 0.99) -> tuple[float, float]:
 
 
 def speed(home: Path) -> bool:
-    """Records a second from Parquet to evidence, on one core; whether a promise is missed."""
-    os.sched_setaffinity(0, {0})
+    """Records a second from Parquet to evidence; whether a promise is missed."""
     store = ModelStore(ModelSettings(home=home))
     champion = store.champion()
     bundle = store.load(champion)
@@ -158,43 +167,111 @@ def speed(home: Path) -> bool:
     return rate < LEAST_RECORDS_A_SECOND or memory > MOST_MEGABYTES
 
 
+def speed_of_monitor(home: Path, day_files: int) -> bool:
+    """The same by `Monitor.poll` over a day's files; whether a promise is missed."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = MonitoringSettings(home=Path(folder))
+        store = ModelStore(ModelSettings(home=home, state_url=copied_state(home, Path(folder))))
+        bundle = store.load(store.champion())
+        day = write_day(bundle, Path(settings.records), day_files)
+        monitor = Monitor(settings, store)
+        start = time.perf_counter()
+        looks = 0
+        while not looks or monitor.has_more:
+            monitor.poll()
+            looks += 1
+        rate = day_files * DAY_FILE_RECORDS / (time.perf_counter() - start)
+        assert monitor.status()["images_served"] == day_files * DAY_FILE_RECORDS
+        seconds = []
+        for number in range(20):
+            write_file(bundle, day, datetime.now(UTC), seed=day_files + number)
+            start = time.perf_counter()
+            monitor.poll()
+            seconds.append(time.perf_counter() - start)
+        state_bytes = (settings.home / "monitor" / "state.json").stat().st_size
+    memory = psutil.Process().memory_info().rss / 2**20
+    print(
+        f"the monitor over {day_files:,} files of {DAY_FILE_RECORDS}: {rate:,.0f} records a second"
+        f" in {looks} looks; a look at one more {sorted(seconds)[10]:.3f} s;"
+        f" state {state_bytes / 1024:.0f} KiB; {memory:.0f} MB resident"
+    )
+    return rate < LEAST_RECORDS_A_SECOND or memory > MOST_MEGABYTES
+
+
+def copied_state(home: Path, folder: Path) -> str:
+    """The URL of a copy of the state database, which the alarms of made-up records may go into."""
+    path = folder / "state.sqlite"
+    with (
+        closing(sqlite3.connect(ModelSettings(home=home).home / "state.sqlite")) as source,
+        closing(sqlite3.connect(path)) as target,
+    ):
+        source.backup(target)
+    return f"sqlite:///{path.absolute()}"
+
+
+def write_day(bundle: Bundle, folder: Path, files: int) -> Path:
+    """Files as one worker writes them, one every two seconds of the hours before now."""
+    now = datetime.now(UTC)
+    for number in range(files):
+        begun = now - timedelta(seconds=2 * (files - number))
+        day = folder / f"date={begun:%Y-%m-%d}"
+        day.mkdir(parents=True, exist_ok=True)
+        write_file(bundle, day, begun, seed=number)
+    return day
+
+
+def write_file(bundle: Bundle, day: Path, begun: datetime, seed: int) -> None:
+    """One file, named as the service names it."""
+    records = draw_records(bundle, np.random.default_rng(seed), begun, DAY_FILE_RECORDS)
+    write_records(day / f"{begun:%H%M%S%f}-{seed:012x}.parquet", records)
+
+
 def write_production(bundle: Bundle, folder: Path) -> None:
-    """Record files as the service writes them, 200 records each."""
+    """Record files of a burst, 200 records each."""
     rng = np.random.default_rng(0)
     now = datetime.now(UTC)
     day = folder / f"date={now:%Y-%m-%d}"
     day.mkdir(parents=True)
-    classes = bundle.manifest.classes
     for start in range(0, SPEED_RECORDS, 200):
-        records = []
-        for number in range(start, start + 200):
-            logits = rng.normal(size=len(classes)).astype(np.float32)
-            records.append(
-                Record(
-                    id=str(uuid.UUID(bytes=rng.bytes(16), version=4)),
-                    time=now + timedelta(milliseconds=number),
-                    model=bundle.manifest.tag,
-                    stage="champion",
-                    client="bench",
-                    image_sha256=rng.bytes(32).hex(),
-                    perceptual_hash=int.from_bytes(rng.bytes(8)),
-                    bytes=1000,
-                    width=28,
-                    height=28,
-                    format="png",
-                    brightness=float(rng.random()),
-                    contrast=0.2,
-                    sharpness=float(rng.random()),
-                    logits=logits,
-                    labels=[classes[int(logits.argmax())]],
-                    confidence=float(rng.random()),
-                    outlier_score=float(rng.normal()),
-                    p_value=0.5,
-                    flagged=False,
-                    components=rng.normal(size=RECORD_COMPONENTS).astype(np.float32),
-                )
-            )
+        time_of_first = now + timedelta(milliseconds=start)
+        records = draw_records(bundle, rng, time_of_first, 200)
         write_records(day / f"{start:06d}.parquet", records)
+
+
+def draw_records(
+    bundle: Bundle, rng: np.random.Generator, start: datetime, count: int
+) -> list[Record]:
+    """Records of made-up images, a millisecond apart."""
+    classes = bundle.manifest.classes
+    records = []
+    for number in range(count):
+        logits = rng.normal(size=len(classes)).astype(np.float32)
+        records.append(
+            Record(
+                id=str(uuid.UUID(bytes=rng.bytes(16), version=4)),
+                time=start + timedelta(milliseconds=number),
+                model=bundle.manifest.tag,
+                stage="champion",
+                client="bench",
+                image_sha256=rng.bytes(32).hex(),
+                perceptual_hash=int.from_bytes(rng.bytes(8)),
+                bytes=1000,
+                width=28,
+                height=28,
+                format="png",
+                brightness=float(rng.random()),
+                contrast=0.2,
+                sharpness=float(rng.random()),
+                logits=logits,
+                labels=[classes[int(logits.argmax())]],
+                confidence=float(rng.random()),
+                outlier_score=float(rng.normal()),
+                p_value=0.5,
+                flagged=False,
+                components=rng.normal(size=RECORD_COMPONENTS).astype(np.float32),
+            )
+        )
+    return records
 
 
 if __name__ == "__main__":

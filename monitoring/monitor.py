@@ -51,6 +51,11 @@ class Monitor:
         """Files among the records that hold none."""
         return self._reader.refused_files
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the last poll left records for the next."""
+        return self._reader.has_more
+
     def poll(self) -> list[Alarm]:
         """Follow the champion, obey resets, take new records, save; gives new alarms."""
         try:

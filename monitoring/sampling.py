@@ -8,7 +8,7 @@ for the sampled stream. What dependence is left is measured, and past a limit no
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,10 +144,12 @@ class Dependence:
 
     def __init__(self, window_images: int) -> None:
         self._p_values: deque[Sequence[float]] = deque(maxlen=window_images - window_images % BLOCK)
+        self._array: NDArray[np.float64] | None = None  # the same, made when it is asked for
 
     def add(self, p_values: Sequence[float]) -> None:
         """The p-values of one sampled image, one per stream."""
         self._p_values.append(p_values)
+        self._array = None
 
     @property
     def images(self) -> int:
@@ -159,18 +161,19 @@ class Dependence:
         """The largest over the streams, about 0 for exchangeable images; None before a block."""
         if len(self._p_values) < BLOCK:
             return None
-        return block_correlation(np.array(self._p_values))
+        return block_correlation(self._values())
 
     @property
     def far_correlation(self) -> float | None:
         """The mean of the streams, less what chance makes of it; None before a block."""
         if len(self._p_values) < BLOCK:
             return None
-        return far_correlation(np.array(self._p_values))
+        return far_correlation(self._values())
 
     def clear(self) -> None:
         """Begin a new window."""
         self._p_values.clear()
+        self._array = None
 
     def to_state(self) -> list[Sequence[float]]:
         """Everything, as JSON values."""
@@ -179,6 +182,12 @@ class Dependence:
     def restore(self, state: Sequence[Sequence[float]]) -> None:
         """Go on from `to_state`."""
         self._p_values.extend(state)
+        self._array = None
+
+    def _values(self) -> NDArray[np.float64]:
+        if self._array is None:
+            self._array = np.array(self._p_values)
+        return self._array
 
 
 def block_correlation(values: NDArray[np.float64]) -> float:
@@ -247,13 +256,15 @@ class Repeats:
     """
 
     def __init__(self, *, back: int, window_images: int) -> None:
-        self._answers: deque[str] = deque(maxlen=back)
+        self._back = back
+        self._answers: deque[str] = deque()
+        self._known: Counter[str] = Counter()  # the same, to look up
         self._repeated: deque[bool] = deque(maxlen=window_images)
 
     def add(self, answer: str) -> None:
         """The answer to one sampled image, in a form that is equal for equal ones."""
-        self._repeated.append(answer in self._answers)
-        self._answers.append(answer)
+        self._repeated.append(answer in self._known)
+        self._remember(answer)
 
     @property
     def images(self) -> int:
@@ -271,5 +282,15 @@ class Repeats:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `to_state`."""
-        self._answers.extend(state["answers"])
+        for answer in state["answers"]:
+            self._remember(answer)
         self._repeated.extend(map(bool, state["repeated"]))
+
+    def _remember(self, answer: str) -> None:
+        self._answers.append(answer)
+        self._known[answer] += 1
+        if len(self._answers) > self._back:
+            oldest = self._answers.popleft()
+            self._known[oldest] -= 1
+            if not self._known[oldest]:
+                del self._known[oldest]
