@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
+from fsspec.implementations.local import LocalFileSystem
 
 from monitoring.records import SCHEMA
 
@@ -112,17 +114,20 @@ class RecordReader:
             if day < oldest:
                 continue
             known = set(self._read.get(day, ()))
-            paths = self._files.ls(f"{self._root}/{day}", detail=False)
-            names = (path.rpartition("/")[2] for path in paths)
             found += sorted(
                 (day, name)
-                for name in names
+                for name in self._names(f"{self._root}/{day}")
                 if name.endswith(".parquet")
                 and not name.startswith(".")
                 and name not in known
                 and not self._is_before_mark(day, name)
             )
         return found
+
+    def _names(self, folder: str) -> list[str]:
+        if isinstance(self._files, LocalFileSystem) and os.path.isdir(folder):
+            return os.listdir(folder)  # several times as fast, over a day's files at every look
+        return [path.rpartition("/")[2] for path in self._files.ls(folder, detail=False)]
 
     def _is_before_mark(self, day: str, name: str) -> bool:
         return f"{day}/{name}" < self._mark and _TIMED.match(name) is not None
