@@ -19,15 +19,10 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import os
 import platform
-import site
 import statistics
-import subprocess
 import sys
-import sysconfig
 import time
-import venv
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import skimage.data
 import torch
+from fastai_environment import run_beside_fastai
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -44,8 +40,6 @@ from model.images import InputSpec, fit_to, prepare
 from training.loading import presized_spec
 from training.warp import Warp, sample, warp
 
-FASTAI = "fastai==2.8.12"
-ENVIRONMENT = Path("var/fastai-env")
 BATCH, FINAL, OURS, THEIRS = 32, 224, 392, 460  # images; px
 LEAST_RATIO, LEAST_DECIBELS = 6.0, 1.5
 PHOTOGRAPHS = ("astronaut", "camera", "hubble_deep_field", "retina", "grass", "gravel", "brick")
@@ -64,27 +58,6 @@ def main() -> None:
     ratio = measure_speed(options.rounds)
     gain = measure_likeness(options.out)
     sys.exit(0 if ratio >= LEAST_RATIO and gain >= LEAST_DECIBELS else 1)
-
-
-def run_beside_fastai() -> None:
-    """Go on in the environment that has fastai; it sees our packages too."""
-    try:
-        version("fastai")
-    except ModuleNotFoundError:
-        python = ENVIRONMENT / "bin" / "python"
-        if not python.exists():
-            make_environment(python)
-        os.execv(python, [str(python), *sys.argv])
-
-
-def make_environment(python: Path) -> None:
-    """Ours seen through a path file, and fastai in its own folder beside it."""
-    venv.create(ENVIRONMENT, with_pip=True)
-    paths = {"base": str(ENVIRONMENT.absolute()), "platbase": str(ENVIRONMENT.absolute())}
-    packages = Path(sysconfig.get_path("purelib", vars=paths))
-    ours = [*site.getsitepackages(), str(Path.cwd())]
-    (packages / "plumbline.pth").write_text("\n".join(ours) + "\n", encoding="utf-8")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", FASTAI], check=True)
 
 
 def measure_speed(rounds: int) -> float:
