@@ -19,7 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.store import ModelStore
+from monitoring import state_file
 from monitoring.evidence import STREAMS
+from monitoring.monitor import Monitor
+from monitoring.settings import MonitoringSettings
 from training.idx import FASHION_MNIST_CLASSES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -128,12 +132,58 @@ def test_from_clean_to_dark_to_reset(trained, serving, garment_images, tmp_path,
 
 
 @pytest.mark.slow
+def test_kills_in_mid_stream_change_nothing(trained, serving, garment_images, tmp_path):
+    """Record files come one by one, and the monitor dies twice while they do."""
+    served, killed, steady = (trained.copy(tmp_path / name) for name in ("a", "b", "c"))
+    images = garment_images["images"][:600]
+    with serving(served, record_flush_seconds="0.05", record_file_rows="10") as server:
+        send(server.url, images)
+    files = sorted((served / "records").glob("*/*.parquet"))
+    assert len(files) >= 60
+
+    def put(home, path) -> None:
+        """As the service does: whole, in one step."""
+        folder = home / "records" / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / ".x.partial")
+        (folder / ".x.partial").rename(folder / path.name)
+
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api/status"
+    for part in (files[:20], files[20:40]):
+        with monitoring(killed, port, monitor_seconds="0.02") as monitor:
+            before = httpx.get(url).json()["images_served"]
+            for path in part:
+                put(killed, path)
+                time.sleep(0.02)
+            # It is somewhere within this part, or at its end: looking, taking or saving.
+            wait_for(lambda known=before: httpx.get(url).json()["images_served"] > known)
+            monitor.kill()
+            monitor.wait()
+    with monitoring(killed, port, monitor_seconds="0.02"):
+        for path in files[40:]:
+            put(killed, path)
+        wait_for(lambda: httpx.get(url).json()["images_served"] == len(images))
+        shown = httpx.get(url).json()
+
+    shutil.copytree(served / "records", steady / "records")
+    settings = MonitoringSettings(home=steady)
+    uninterrupted = Monitor(settings, ModelStore(settings))
+    uninterrupted.poll()
+    expected = json.loads(json.dumps(uninterrupted.status()))
+    assert expected["images_served"] == len(images)
+    assert {name: shown[name] for name in expected} == expected
+    kept = state_file.load(killed / "monitor" / "state.json")
+    assert kept["watches"][trained.tag] == json.loads(json.dumps(uninterrupted.watch.to_state()))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
 def test_the_page_in_a_browser(trained, serving, garment_images, tmp_path):
     home = trained.copy(tmp_path / "home")
     port = free_port()
     with serving(home, store_images="true", record_flush_seconds="0.5") as server:
-        noise = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (120, 28, 28), np.uint8)
         send(server.url, noise)
         with monitoring(home, port):
             page = f"http://127.0.0.1:{port}"
@@ -179,6 +229,11 @@ class TestRefusals:
         (tmp_path / "monitor").mkdir()
         (tmp_path / "monitor" / "state.json").write_text("{}")
         assert "mv " in self.refusal(run_plumbline, tmp_path, "--port", str(free_port()))
+
+    def test_a_second_monitor_of_one_home(self, run_plumbline, tmp_path):
+        with state_file.only_one(tmp_path / "monitor"):
+            said = self.refusal(run_plumbline, tmp_path, "--port", str(free_port()))
+        assert f"another monitor (process {os.getpid()})" in said
 
     def test_a_reset_without_a_reason(self, run_plumbline, tmp_path):
         assert "--why is empty" in self.refusal(run_plumbline, tmp_path, "reset", "--why", " ")
