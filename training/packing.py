@@ -45,6 +45,7 @@ from model.store import ModelStore
 from monitoring.outlier import BANK_LIMIT, NEIGHBOURS, OutlierModel
 from monitoring.records import Record, write_records
 from training.calibration import fit_platt, fit_temperature
+from training.cross_fitting import FOLDS, can_cross_fit, cross_fitted_scores
 from training.evaluate import Decider, assess, headline_metrics, run_engine
 from training.export import check_exports, export_network, run_network
 from training.mapped import ChosenRows, each_row
@@ -114,6 +115,7 @@ class Trained:
     curves: Mapping[str, Any]
     alpha: float
     seed: int
+    is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
 
 
 @dataclass(frozen=True)
@@ -250,11 +252,31 @@ def _decider(trained: Trained, outputs: SplitOutputs) -> tuple[Decider, Threshol
     decider = Decider(
         trained.task, trained.classes, calibration, thresholds, outlier, trained.alpha
     )
-    calibrated = outlier.calibrated(decider.scores(outputs.calibration))
+    calibrated = outlier.calibrated(_conformal_scores(trained, outputs, decider))
     return (
         Decider(trained.task, trained.classes, calibration, thresholds, calibrated, trained.alpha),
         choice,
     )
+
+
+def _conformal_scores(
+    trained: Trained, outputs: SplitOutputs, decider: Decider
+) -> NDArray[np.float32]:
+    """Of the calibration split; of small data of every image to fit on or calibrate with."""
+    if not _is_cross_fitted(trained):
+        return decider.scores(outputs.calibration)
+    parts = (outputs.fit, outputs.fit_rows), (outputs.calibration, trained.calibration)
+    return cross_fitted_scores(
+        np.concatenate([given.embedding for given, _ in parts]),
+        np.concatenate([rows.targets for _, rows in parts]),
+        class_count=len(trained.classes),
+        task=trained.task,
+        seed=trained.seed,
+    )
+
+
+def _is_cross_fitted(trained: Trained) -> bool:
+    return trained.is_body_frozen and can_cross_fit(len(trained.calibration), len(trained.fit))
 
 
 def _calibrate_and_tune(
@@ -382,7 +404,8 @@ def _threshold_evidence(trained: Trained, findings: Findings) -> dict[str, Any]:
 def _outlier_summary(trained: Trained, findings: Findings) -> OutlierSummary:
     outlier = findings.decider.outlier
     count = len(outlier.calibration)
-    promise = f"{count} calibration images: the smallest rate is {outlier.smallest_alpha:.2g}"
+    how = f", cross-fitted in {FOLDS} folds" if _is_cross_fitted(trained) else ""
+    promise = f"{count} calibration images{how}: the smallest rate is {outlier.smallest_alpha:.2g}"
     if outlier.smallest_alpha > trained.alpha:
         promise += f", so at {trained.alpha:g} nothing is ever flagged; set PLUMBLINE_ALPHA higher"
     return OutlierSummary(

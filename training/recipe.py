@@ -131,6 +131,7 @@ def _register(
         curves={**_curves(history), "diagnosis": sentences},
         alpha=request.alpha,
         seed=request.seed,
+        is_body_frozen=outcome.kept == LINEAR_HEAD_KEPT,
     )
     bundle = pack(trained, store, say)
     outcome.checkpoint.unlink(missing_ok=True)
