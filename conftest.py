@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from training.idx import IdxFiles, read_idx_files
-from training.sources import fashion_mnist_folder
+from training.raw_tables import fashion_mnist_folder
 
 HOUSE = Path(__file__).parent
 TRAIN_ROWS, TEST_ROWS = 9_000, 1_000

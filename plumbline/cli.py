@@ -475,7 +475,9 @@ def up(data: str, name: str | None) -> None:
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), help="Of changed images.")
 @click.option("--labels/--no-labels", default=True, help="Send feedback with the true labels.")
 @click.option("--retraining/--no-retraining", default=True, help="Wait for the retraining.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, help="To repeat a play. 0: by the clock."
+)
 def drift(
     kind: str,
     clean: int,

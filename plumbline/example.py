@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from training.idx import read_idx_files
-from training.sources import FASHION_MNIST, fashion_mnist_folder
+from training.raw_tables import FASHION_MNIST, fashion_mnist_folder
 
 SNEAKER = 7  # label in Fashion-MNIST
 

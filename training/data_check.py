@@ -22,7 +22,8 @@ from scipy.sparse.csgraph import connected_components
 from model.errors import DataError, ImageError
 from model.formats import read_header
 from model.images import InputSpec, properties
-from training.sources import Fault, Source, require_every_class
+from training.raw_tables import Fault
+from training.sources import Source, require_every_class
 from training.splits import Split
 from training.tables import some
 

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from model.errors import DataError, ImageError
 from model.images import InputSpec
-from training.sources import Fault, Pixels, Source, refuse_or_note_bad, require_every_class
+from training.raw_tables import Fault, refuse_or_note_bad
+from training.readers import Pixels
+from training.sources import Source, require_every_class
 from training.splits import Split
 
 Progress = Callable[[int, int], None]  # images done, images in all

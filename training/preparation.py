@@ -34,7 +34,6 @@ Say = Callable[[str], None]
 
 DEFAULT_ALPHA = 0.01
 TINY_SIDE_PIXELS = 64
-_SIZED_FILES = 20
 _FINE_TUNING = TrainingSettings(
     epochs=3,
     batch_size=32,

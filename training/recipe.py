@@ -36,8 +36,9 @@ from training.loss import metric_name
 from training.packing import Rows, Trained, pack
 from training.preparation import Prepared, Say, TrainRequest, prepare_training
 from training.progress import ProgressBar
+from training.raw_tables import FASHION_MNIST
 from training.settings import TrainingSettings
-from training.sources import FASHION_MNIST, Source
+from training.sources import Source
 from training.splits import Split
 from training.tables import Columns
 from training.tracking import Tracker, open_tracker

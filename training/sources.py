@@ -7,7 +7,6 @@ Opening a source reads and fingerprints every file and checks its header; decodi
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -15,112 +14,28 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.decision import Task
-from model.errors import DataError, ImageError, SettingsError
+from model.errors import DataError, ImageError
 from model.formats import read_header
-from model.images import InputSpec, check, decode, fit_to, prepare
-from training.idx import IdxFiles, find_idx_files, read_idx_files
-from training.splits import SPLIT_WORDS, Labels, Split, deal_more, deal_splits
-from training.tables import SEPARATOR, Columns, TableRows, read_table_file, some
+from model.images import decode
+from training.raw_tables import (
+    FASHION_MNIST,
+    Fault,
+    RawTable,
+    fashion_mnist_folder,
+    idx_table,
+    read_raw_table,
+)
+from training.readers import JoinedReader, Pixels, Reader
+from training.splits import Labels, Split, deal_more, deal_splits
+from training.tables import SEPARATOR, Columns, some
 
-Pixels = NDArray[np.uint8]
-Fault = tuple[str, str]  # name of a file, what is wrong with it
-
-FASHION_MNIST = "fashion-mnist"
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-
-_SIZED_FILES = 20  # of which the largest side is taken
 MORE_SHARE = 0.2  # of the fit rows, that added images come up to
 MORE_REPEATS = 20  # by being repeated so often at most
 _WHOLE_PIXELS = 2**31  # a least side at which no JPEG is decoded smaller than it is
-_TABLE_SUFFIXES = frozenset({".csv", ".parquet"})
-
-
-class Reader(Protocol):
-    """Gives the pixels of a row; safe to call from several threads."""
-
-    def prepare(self, row: int, spec: InputSpec, place: float = 0.5) -> Pixels:
-        """Network input, uint8 size x size x 3, cropped at `place` (of `model.images.fit_to`).
-
-        Raises `ImageError` or OSError.
-        """
-
-    def largest_side(self) -> int:
-        """Longest side in pixels, of a few rows."""
-
-    def stored(self, row: int) -> bytes | Pixels:
-        """The row as it lies there: an encoded file, or pixels H x W. Raises OSError."""
-
-
-@dataclass(frozen=True)
-class FileReader:
-    """Rows are image files."""
-
-    paths: list[Path]
-
-    def prepare(self, row: int, spec: InputSpec, place: float = 0.5) -> Pixels:
-        """Decode and resize by the path that serving takes."""
-        return prepare(self.paths[row].read_bytes(), spec, place=place)
-
-    def largest_side(self) -> int:
-        """By the headers of the first files."""
-        headers = [read_header(path.read_bytes()) for path in self.paths[:_SIZED_FILES]]
-        return max(max(header.width, header.height) for header in headers)
-
-    def stored(self, row: int) -> bytes:
-        """The file's bytes."""
-        return self.paths[row].read_bytes()
-
-
-@dataclass(frozen=True)
-class ArrayReader:
-    """Rows are images already decoded, uint8 N x H x W."""
-
-    pixels: Pixels
-
-    def prepare(self, row: int, spec: InputSpec, place: float = 0.5) -> Pixels:
-        """Resize alone."""
-        return fit_to(self.pixels[row], spec, place)
-
-    def largest_side(self) -> int:
-        """All are of one size."""
-        return int(max(self.pixels.shape[1:3]))
-
-    def stored(self, row: int) -> Pixels:
-        """The pixels."""
-        its: Pixels = self.pixels[row]
-        return its
-
-
-@dataclass(frozen=True)
-class JoinedReader:
-    """The rows of one reader, then chosen rows of another, perhaps several times."""
-
-    first: Reader
-    count: int  # rows of the first
-    second: Reader
-    chosen: list[int]
-
-    def prepare(self, row: int, spec: InputSpec, place: float = 0.5) -> Pixels:
-        """As the reader does that the row belongs to."""
-        if row < self.count:
-            return self.first.prepare(row, spec, place)
-        return self.second.prepare(self.chosen[row - self.count], spec, place)
-
-    def largest_side(self) -> int:
-        """Of the first: what is added does not change the architecture."""
-        return self.first.largest_side()
-
-    def stored(self, row: int) -> bytes | Pixels:
-        """As the reader has it that the row belongs to."""
-        if row < self.count:
-            return self.first.stored(row)
-        return self.second.stored(self.chosen[row - self.count])
 
 
 @dataclass(frozen=True)
@@ -154,22 +69,6 @@ class Source:
         return [row for row, its in enumerate(self.splits) if its is split]
 
 
-@dataclass(frozen=True)
-class _Table:
-    """What a kind of source yields, before task, splits and checks."""
-
-    name: str
-    names: list[str]
-    labels: list[str]  # raw; a delimiter may be in them
-    named_splits: list[Split | None]  # None: the source says nothing
-    reader: Reader
-    content: list[bytes]  # digest per row, or of the whole
-    classes: list[str] | None = None  # None: the labels that occur, sorted
-    delimiter: str | None = None  # None: a label is one, whatever is in it
-    notes: list[str] = field(default_factory=list)
-    left_out: list[Fault] = field(default_factory=list)
-
-
 def open_source(
     data: str | Path,
     *,
@@ -195,9 +94,9 @@ def open_source(
     Raises `DataError`, or `SettingsError` for a pattern.
     """
     if str(data) == FASHION_MNIST:
-        table = _idx_table(fashion_mnist_folder(home))
+        table = idx_table(fashion_mnist_folder(home))
     else:
-        table = _read_table(Path(data), delimiter, skip_bad, pattern, columns)
+        table = read_raw_table(Path(data), delimiter, skip_bad, pattern, columns)
     labels, decided, notes = _part_labels(table, task)
     classes = table.classes or sorted({label for row in labels for label in row})
     splits, split_notes = deal_splits(labels, table.named_splits, seed)
@@ -229,7 +128,7 @@ def _with_more(source: Source, path: Path, delimiter: str, seed: int) -> Source:
     In fit they are repeated until they make up MORE_SHARE of it, or MORE_REPEATS times: what is
     new in production is little beside the training data, and would hardly be learned.
     """
-    table = _read_table(path, delimiter, source.skip_bad)
+    table = read_raw_table(path, delimiter, source.skip_bad)
     labels, _, _ = _part_labels(table, source.task)
     unknown = sorted({label for row in labels for label in row} - set(source.classes))
     if unknown:
@@ -275,7 +174,7 @@ def _with_more(source: Source, path: Path, delimiter: str, seed: int) -> Source:
 
 
 def _new_rows(
-    source: Source, table: _Table, labels: Sequence[Labels]
+    source: Source, table: RawTable, labels: Sequence[Labels]
 ) -> tuple[list[int], list[str]]:
     """Rows of `table` that may be added, each content once, and notes on the others.
 
@@ -355,267 +254,7 @@ def _pixel_digest(stored: bytes | Pixels) -> bytes:
     return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
-def _read_table(
-    path: Path,
-    delimiter: str,
-    skip_bad: bool,
-    pattern: str | None = None,
-    columns: Columns | None = None,
-) -> _Table:
-    if not path.exists():
-        raise DataError(
-            f"--data {path}: no such file or folder; give class folders, a CSV or Parquet file, "
-            f"a folder of idx files, or the word {FASHION_MNIST}"
-        )
-    if path.is_file():
-        if path.suffix.lower() not in _TABLE_SUFFIXES:
-            raise DataError(f"--data {path}: a file must end in .csv or .parquet")
-        return _without_bad_files(_csv_table(path, columns or Columns(), delimiter), skip_bad)
-    if pattern is not None:
-        return _without_bad_files(_pattern_table(path, pattern, skip_bad), skip_bad)
-    if find_idx_files(path):
-        return _idx_table(path)
-    return _without_bad_files(_folder_table(path), skip_bad)
-
-
-# --- class folders -------------------------------------------------------------------------
-
-
-def _folder_table(root: Path) -> _Table:
-    folders = _visible_folders(root)
-    if not folders:
-        raise DataError(
-            f"{root} holds no class folders and no idx files; make one folder per class with "
-            "its images in it (or train/ and valid/ folders of those), or give a CSV file"
-        )
-    parts = _split_folders(folders)
-    rows: list[tuple[Path, str, Split | None]] = []
-    places: Sequence[tuple[Path, Split | None]] = parts or [(root, None)]
-    for part, split in places:
-        for folder in _visible_folders(part):
-            rows += [(path, folder.name, split) for path in _files_of_class(folder)]
-    if not rows:
-        raise DataError(f"{root}: the folders {_names(folders)} hold no class folders of images")
-    ignored = _names(folder for folder in folders if parts and folder not in dict(parts))
-    return _Table(
-        name=root.resolve().name,
-        names=[path.relative_to(root).as_posix() for path, _, _ in rows],
-        labels=[label for _, label, _ in rows],
-        named_splits=[split for _, _, split in rows],
-        reader=FileReader([path for path, _, _ in rows]),
-        content=[],
-        notes=[f"Folders beside the splits were left out: {ignored}."] if ignored else [],
-    )
-
-
-def _split_folders(folders: list[Path]) -> list[tuple[Path, Split]]:
-    """The folders that name splits, or none of them where there is no train folder."""
-    named = [
-        (folder, SPLIT_WORDS[folder.name.lower()])
-        for folder in folders
-        if folder.name.lower() in SPLIT_WORDS
-    ]
-    has_train = any(split is Split.FIT for _, split in named)
-    return named if has_train and (len(named) > 1 or len(folders) == 1) else []
-
-
-def _visible_folders(root: Path) -> list[Path]:
-    return sorted(
-        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-
-
-def _files_of_class(folder: Path) -> list[Path]:
-    """All files under a class folder but hidden ones; does not follow linked folders."""
-    files = [
-        Path(place, name)
-        for place, _, names in os.walk(folder)
-        for name in names
-        if not name.startswith(".")
-    ]
-    if not files:
-        raise DataError(f"class folder {folder} holds no images; fill it or remove it")
-    return sorted(files)
-
-
-# --- CSV and Parquet -----------------------------------------------------------------------
-
-
-def _csv_table(path: Path, columns: Columns, delimiter: str) -> _Table:
-    rows = read_table_file(path, columns, delimiter)
-    return _Table(
-        name=path.stem,
-        names=rows.names,
-        labels=rows.labels,
-        named_splits=rows.named_splits,
-        reader=FileReader(rows.paths),
-        content=[],
-        delimiter=rows.delimiter,
-        notes=_conflicts(rows),
-    )
-
-
-def _conflicts(rows: TableRows) -> list[str]:
-    """A note where the table names one file twice with different labels."""
-    labels: dict[Path, set[str]] = {}
-    for path, label in zip(rows.paths, rows.labels, strict=True):
-        labels.setdefault(path, set()).add(label)
-    names = sorted({path.name for path, its in labels.items() if len(its) > 1})
-    if not names:
-        return []
-    return [f"{len(names)} files stand in several rows with different labels: {some(names)}."]
-
-
-# --- labels in file names ------------------------------------------------------------------
-
-
-def _pattern_table(root: Path, pattern: str, skip_bad: bool) -> _Table:
-    """All files below a folder; the pattern's first group, found in the name, is the label."""
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise SettingsError(f"--pattern {pattern!r} is no regular expression: {error}") from error
-    if not compiled.groups:
-        raise SettingsError(
-            f"--pattern {pattern!r} has no group; put the label in brackets, as in"
-            r" '(.+)_\d+.jpg$'"
-        )
-    paths = _files_of_class(root)
-    matches = [compiled.search(path.name) for path in paths]
-    names = [path.relative_to(root).as_posix() for path in paths]
-    bad = [
-        (name, "its name does not match --pattern")
-        for name, match in zip(names, matches, strict=True)
-        if match is None
-    ]
-    notes = refuse_or_note_bad(bad, len(paths), skip_bad)
-    kept = [row for row, match in enumerate(matches) if match is not None]
-    return _Table(
-        name=root.resolve().name,
-        names=[names[row] for row in kept],
-        labels=[(match.group(1) or "").strip() for match in matches if match is not None],
-        named_splits=[None] * len(kept),
-        reader=FileReader([paths[row] for row in kept]),
-        content=[],
-        notes=notes,
-        left_out=bad,
-    )
-
-
-# --- idx files -----------------------------------------------------------------------------
-
-
-def fashion_mnist_folder(home: Path | None = None) -> Path:
-    """The folder of idx files: Debian's, else below `home`, else downloaded to there.
-
-    Raises `DataError` that names the three ways to get it.
-    """
-    home = home or Path(os.environ.get("PLUMBLINE_HOME", "var"))
-    own = home / "data" / FASHION_MNIST
-    for folder in (DEBIAN_FOLDER, own):
-        if folder.is_dir() and find_idx_files(folder):
-            return folder
-    try:
-        _download_fashion_mnist(own)
-    except (OSError, RuntimeError, ImportError) as error:
-        raise DataError(
-            f"Fashion-MNIST is not here and its download failed ({error}); get it in one of "
-            "three ways: `apt-get install dataset-fashion-mnist` (Debian, as root); a network "
-            "that lets torchvision download it; or put its four idx files into a folder and "
-            f"pass --data FOLDER (or into {own})"
-        ) from error
-    return own
-
-
-def _download_fashion_mnist(folder: Path) -> None:
-    """Let torchvision download and check the four files, then move the folder into place."""
-    import shutil
-    import tempfile
-
-    from torchvision.datasets import FashionMNIST
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        FashionMNIST(temporary, download=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        Path(temporary, "FashionMNIST", "raw").rename(folder)
-
-
-def _idx_table(folder: Path) -> _Table:
-    files: IdxFiles = read_idx_files(folder)
-    has_test = files.train_count < len(files.labels)
-    return _Table(
-        name=FASHION_MNIST if files.is_fashion_mnist else folder.resolve().name,
-        names=files.names,
-        labels=[files.classes[label] for label in files.labels],
-        named_splits=[
-            (Split.FIT if row < files.train_count else Split.TEST) if has_test else None
-            for row in range(len(files.labels))
-        ],
-        reader=ArrayReader(files.images),
-        content=[hashlib.sha256(files.images.tobytes()).digest()],
-        classes=files.classes,
-    )
-
-
-# --- bad files -----------------------------------------------------------------------------
-
-
-def _without_bad_files(table: _Table, skip_bad: bool) -> _Table:
-    """Fingerprint every file and check its header; leave bad ones out or raise `DataError`."""
-    assert isinstance(table.reader, FileReader)
-    paths = table.reader.paths
-    with ThreadPoolExecutor() as threads:
-        # A table may name a file many times: it is read once.
-        distinct = list(dict.fromkeys(paths))
-        found = dict(zip(distinct, threads.map(_digest_or_fault, distinct), strict=True))
-    results = [found[path] for path in paths]
-    bad = [
-        (name, result)
-        for name, result in zip(table.names, results, strict=True)
-        if isinstance(result, str)
-    ]
-    notes = refuse_or_note_bad(bad, len(paths), skip_bad)
-    good = [row for row, result in enumerate(results) if isinstance(result, bytes)]
-    return replace(
-        table,
-        names=[table.names[row] for row in good],
-        labels=[table.labels[row] for row in good],
-        named_splits=[table.named_splits[row] for row in good],
-        reader=FileReader([paths[row] for row in good]),
-        content=[result for result in results if isinstance(result, bytes)],
-        notes=[*table.notes, *notes],
-        left_out=[*table.left_out, *bad],
-    )
-
-
-def _digest_or_fault(path: Path) -> bytes | str:
-    """SHA-256 of a file with the header of an image, or what is wrong with it."""
-    try:
-        data = path.read_bytes()
-        check(data)
-    except (OSError, ImageError) as error:
-        return str(error)
-    return hashlib.sha256(data).digest()
-
-
-def refuse_or_note_bad(bad: Sequence[Fault], total: int, skip_bad: bool) -> list[str]:
-    """Notes on skipped files; a `DataError` where they may not be skipped, or all are bad."""
-    if not bad:
-        return []
-    told = some([f"{name} ({fault})" for name, fault in bad])
-    if not skip_bad or len(bad) == total:
-        raise DataError(
-            f"{len(bad)} of {total} files cannot be used as images: {told}; mend or remove "
-            "them, or leave them out with --skip-bad"
-        )
-    return [f"{len(bad)} of {total} files were skipped: {told}."]
-
-
-# --- labels, splits, fingerprint -----------------------------------------------------------
-
-
-def _part_labels(table: _Table, task: Task | None) -> tuple[list[Labels], Task, list[str]]:
+def _part_labels(table: RawTable, task: Task | None) -> tuple[list[Labels], Task, list[str]]:
     """Labels per row, the task, and notes; decided from the whole column, never from row 0."""
     several_columns = table.delimiter == SEPARATOR
     whole: list[Labels] = [(label,) if label else () for label in table.labels]
@@ -677,14 +316,10 @@ def require_every_class(source: Source, rows: Iterable[int], *, always: bool = F
             )
 
 
-def _fingerprint(table: _Table, labels: list[Labels], splits: list[Split]) -> str:
+def _fingerprint(table: RawTable, labels: list[Labels], splits: list[Split]) -> str:
     digest = hashlib.sha256()
     for part in table.content:
         digest.update(part)
     for name, row, split in zip(table.names, labels, splits, strict=True):
         digest.update("\x1f".join((name, split, *row, "\x1e")).encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _names(folders: Iterable[Path]) -> str:
-    return ", ".join(folder.name for folder in folders)

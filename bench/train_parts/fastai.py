@@ -29,7 +29,7 @@ from fastai_environment import fastai_python
 from PIL import Image
 
 from train_parts.machine import print_machine, spread
-from training.sources import fashion_mnist_folder
+from training.raw_tables import fashion_mnist_folder
 
 HERE = Path(__file__).parent
 EPOCHS = {"fashion": 3, "emoji": 4}

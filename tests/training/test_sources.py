@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-import training.sources
+import training.raw_tables
 from model.errors import DataError
 from model.images import InputSpec, prepare
 from training.idx import FASHION_MNIST_CLASSES
@@ -309,7 +309,7 @@ def test_corrupt_idx_files(tmp_path: Path, damage: Callable[[Path], None], messa
 
 
 @pytest.mark.skipif(
-    not training.sources.DEBIAN_FOLDER.is_dir(), reason="needs Debian's dataset-fashion-mnist"
+    not training.raw_tables.DEBIAN_FOLDER.is_dir(), reason="needs Debian's dataset-fashion-mnist"
 )
 def test_fashion_mnist_has_its_splits_and_names() -> None:
     source = open_source("fashion-mnist")
@@ -331,8 +331,8 @@ def test_fashion_mnist_that_cannot_be_had_names_three_ways(
     def offline(folder: Path) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(training.sources, "DEBIAN_FOLDER", tmp_path / "none")
-    monkeypatch.setattr(training.sources, "_download_fashion_mnist", offline)
+    monkeypatch.setattr(training.raw_tables, "DEBIAN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(training.raw_tables, "_download_fashion_mnist", offline)
     with pytest.raises(DataError) as caught:
         open_source("fashion-mnist", home=tmp_path)
     for word in ("apt-get install dataset-fashion-mnist", "torchvision", "--data FOLDER"):
@@ -342,7 +342,7 @@ def test_fashion_mnist_that_cannot_be_had_names_three_ways(
 def test_fashion_mnist_below_the_home_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.sources, "DEBIAN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(training.raw_tables, "DEBIAN_FOLDER", tmp_path / "none")
     (tmp_path / "data").mkdir()
     idx_folder(tmp_path / "data" / "fashion-mnist")
     monkeypatch.setenv("PLUMBLINE_HOME", str(tmp_path))
