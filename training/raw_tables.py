@@ -111,9 +111,16 @@ def _split_folders(folders: list[Path]) -> list[tuple[Path, Split]]:
 
 
 def _visible_folders(root: Path) -> list[Path]:
-    return sorted(
+    folders = sorted(
         path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
+    for folder in folders:
+        if folder.is_symlink() and root.resolve().is_relative_to(folder.resolve()):
+            raise DataError(
+                f"{folder} links back to {folder.resolve()}, which it lies in: its images would be"
+                " read without end; remove the link"
+            )
+    return folders
 
 
 def _files_of_class(folder: Path) -> list[Path]:

@@ -575,3 +575,11 @@ def test_data_that_is_only_measured_may_show_one_class(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one class only"):
         open_source(tmp_path)
     assert open_source(tmp_path, for_training=False).classes == ["cat"]
+
+
+def test_a_link_back_up_is_an_error_that_names_it(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        fill(tmp_path / "data" / name, 3)
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    with pytest.raises(DataError, match=r"loop links back to .*data.*remove the link"):
+        open_source(tmp_path / "data")
