@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from model.bundle import Manifest
 from model.decision import Calibration, confidence, decide, probabilities
 from training.calibration import expected_calibration_error, reliability
-from training.report import EngineRow, Mistake, OutlierCheck, ReportData, write_report
-
-if TYPE_CHECKING:
-    from training.packing import Findings, Rows, Trained
+from training.findings import Findings, Rows, Trained
+from training.report import write_report
+from training.report_data import EngineRow, Mistake, OutlierCheck, ReportData
 
 MOST_MISTAKES = 12
 

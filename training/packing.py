@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uuid_utils
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
@@ -20,7 +17,6 @@ from model.bundle import (
     REFERENCE,
     REPORT,
     Bundle,
-    DataSummary,
     EngineGate,
     Manifest,
     OutlierSummary,
@@ -30,27 +26,24 @@ from model.decision import (
     Calibration,
     Task,
     Thresholds,
-    confidence,
     decide,
-    predicted_class,
     probabilities,
 )
 from model.engines import Outputs
 from model.engines.openvino_engine import OpenVinoEngine
 from model.engines.torch_engine import TorchEngine
 from model.errors import DataError
-from model.images import ImageProperties, InputSpec, Pixels, properties
-from model.network import Network
+from model.images import Pixels
 from model.store import ModelStore
 from monitoring.outlier import BANK_LIMIT, NEIGHBOURS, OutlierModel
-from monitoring.records import Record, write_records
 from training.calibration import fit_platt, fit_temperature
 from training.cross_fitting import FOLDS, can_cross_fit, cross_fitted_scores
 from training.evaluate import Decider, assess, headline_metrics, run_engine
 from training.export import check_exports, export_network, run_network
-from training.mapped import ChosenRows, each_row
+from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.model_card import write_model_card
-from training.self_check import SelfCheck, check_outlier_score
+from training.reference import outlier_arrays, write_reference
+from training.self_check import check_outlier_score
 from training.thresholds import ThresholdChoice, tune_global_threshold, tune_none_threshold
 
 LEAST_LABEL_AGREEMENT = 0.99
@@ -59,87 +52,8 @@ MOST_FLAGGED_ALPHAS = 2  # the flagged share that a gate lets pass, in units of 
 FLAGGED_TOO_OFTEN = 0.001  # unless chance would do it with more than this probability
 TORCH_GATE_IMAGES = 512
 EXPORT_CHECK_IMAGES = 64
-EVIDENCE_BINS = 64
 NONE_LABEL_LOSS = 0.01
 LIBRARIES = ("torch", "timm", "openvino", "onnx", "numpy", "pillow", "simplejpeg", "bentoml")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Images (uint8 N x H x W x 3) and targets (N indices, or N x C of 0 and 1) of one split."""
-
-    images: Pixels
-    targets: NDArray[Any]
-    names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def sample(self, count: int, seed: int) -> Rows:
-        """At most `count` rows, drawn at random, in order."""
-        if count >= len(self):
-            return self
-        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
-
-    def distinct(self) -> Rows:
-        """Each image once: retraining repeats what is new, which is no more evidence for it."""
-        if not self.names:
-            return self
-        _, first = np.unique(self.names, return_index=True)
-        return self if len(first) == len(self) else self.take(np.sort(first))
-
-    def take(self, chosen: NDArray[np.intp]) -> Rows:
-        """The rows of these indices."""
-        names = tuple(self.names[row] for row in chosen) if self.names else ()
-        images: Any = ChosenRows(self.images, chosen)
-        return Rows(images, self.targets[chosen], names)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training hands over to be packed; `curves` is drawn in the report."""
-
-    name: str
-    task: Task
-    none_allowed: bool
-    classes: tuple[str, ...]
-    architecture: str
-    network: Network
-    input: InputSpec
-    fit: Rows
-    validation: Rows
-    calibration: Rows
-    test: Rows
-    data: DataSummary
-    settings: Mapping[str, Any]
-    curves: Mapping[str, Any]
-    alpha: float
-    seed: int
-    is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
-
-
-@dataclass(frozen=True)
-class SplitOutputs:
-    """Outputs of the engine that will serve, by split; `fit` of a sample of its rows."""
-
-    fit_rows: Rows
-    fit: Outputs
-    validation: Outputs
-    calibration: Outputs
-    test: Outputs | None
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Everything that was found out about the trained network; the model card shows it."""
-
-    decider: Decider
-    choice: ThresholdChoice | None
-    self_check: SelfCheck
-    gates: dict[str, EngineGate]
-    outputs: SplitOutputs
-    test_metrics: dict[str, Any] | None
-    validation_metrics: dict[str, Any]
 
 
 def pack(
@@ -157,8 +71,8 @@ def pack(
         findings = _find_out(trained, directory, say)
         say("writing the bundle")
         manifest = _manifest(trained, version, findings)
-        save_arrays(directory / OUTLIER, _outlier_arrays(trained, findings))
-        _write_reference(directory / REFERENCE, manifest, trained, findings)
+        save_arrays(directory / OUTLIER, outlier_arrays(trained, findings))
+        write_reference(directory / REFERENCE, manifest, trained, findings)
         write_model_card(directory / REPORT, manifest, trained, findings)
         seal(manifest)
     for name, gate in manifest.engines.items():
@@ -416,79 +330,3 @@ def _outlier_summary(trained: Trained, findings: Findings) -> OutlierSummary:
         self_check_passed=findings.self_check.passed,
         statement=f"{findings.self_check.statement} {promise}.",
     )
-
-
-def _outlier_arrays(trained: Trained, findings: Findings) -> dict[str, NDArray[Any]]:
-    """The score, and per evidence stream the sorted reference and bin edges.
-
-    References come from the calibration split, edges from the fit split: a bag over edges from
-    its own data would not be valid.
-    """
-    outputs = findings.outputs
-    reference = _streams(findings.decider, outputs.calibration, trained.calibration.images)
-    fit = _streams(findings.decider, outputs.fit, outputs.fit_rows.images)
-    quantiles = np.linspace(0, 1, EVIDENCE_BINS + 1)[1:-1]
-    arrays = findings.decider.outlier.to_arrays()
-    for name, values in reference.items():
-        arrays[f"reference.{name}"] = np.sort(values)
-        if name != "predicted_class":  # its bins are the classes themselves
-            arrays[f"edges.{name}"] = np.unique(np.quantile(fit[name], quantiles))
-    return arrays
-
-
-def _streams(decider: Decider, outputs: Outputs, images: Pixels) -> dict[str, NDArray[np.float32]]:
-    """The seven evidence streams, N each; predicted_class is an index, C standing for none."""
-    scores, components = decider.outlier.score(outputs.embedding, outputs.logits)
-    chances = decider.probabilities(outputs)
-    seen = [properties(image) for image in each_row(images)]
-    streams = {
-        "outlier_score": scores,
-        "confidence": confidence(chances, decider.task),
-        "component_0": components[:, 0],
-        "component_1": components[:, 1],
-        "brightness": np.array([its.brightness for its in seen]),
-        "sharpness": np.array([its.sharpness for its in seen]),
-        "predicted_class": predicted_class(
-            chances, decider.thresholds, decider.classes, decider.task
-        ),
-    }
-    return {name: np.asarray(values, np.float32) for name, values in streams.items()}
-
-
-def _write_reference(path: Path, manifest: Manifest, trained: Trained, findings: Findings) -> None:
-    """The records of the calibration split, as the service would have written them."""
-    decider, outputs = findings.decider, findings.outputs.calibration
-    chances = decider.probabilities(outputs)
-    scores, components = decider.outlier.score(outputs.embedding, outputs.logits)
-    p_values = decider.outlier.p_value(scores)
-    labels = decide(chances, decider.thresholds, decider.classes, decider.task)
-    sure = confidence(chances, decider.task)
-    records = []
-    for row, image in enumerate(each_row(trained.calibration.images)):
-        seen: ImageProperties = properties(image)
-        records.append(
-            Record(
-                id=str(uuid_utils.uuid7()),
-                time=manifest.created,
-                model=manifest.tag,
-                stage="registered",
-                client="calibration",
-                image_sha256=hashlib.sha256(image.tobytes()).hexdigest(),
-                perceptual_hash=seen.perceptual_hash,
-                bytes=image.nbytes,
-                width=image.shape[1],
-                height=image.shape[0],
-                format="prepared",
-                brightness=seen.brightness,
-                contrast=seen.contrast,
-                sharpness=seen.sharpness,
-                logits=outputs.logits[row],
-                labels=labels[row],
-                confidence=float(sure[row]),
-                outlier_score=float(scores[row]),
-                p_value=float(p_values[row]),
-                flagged=bool(p_values[row] <= decider.alpha),
-                components=components[row],
-            )
-        )
-    write_records(path, records)

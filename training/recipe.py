@@ -22,6 +22,7 @@ from training.baselines import (
 from training.callbacks import Callback
 from training.checkpoint import Checkpoint, checkpoint_key, epochs_in
 from training.diagnosis import diagnose, turning_epoch
+from training.findings import Rows, Trained
 from training.fine_tuning import (
     LINEAR_HEAD_KEPT,
     body_trainer,
@@ -33,7 +34,7 @@ from training.learning_rate import Sweep, find_learning_rate
 from training.loading import LoadedSplit
 from training.loop import Trainer
 from training.loss import metric_name
-from training.packing import Rows, Trained, pack
+from training.packing import pack
 from training.preparation import Prepared, Say, TrainRequest, prepare_training
 from training.progress import ProgressBar
 from training.raw_tables import FASHION_MNIST

@@ -6,22 +6,18 @@ It stands alone: no scripts, no fonts, nothing fetched. Light and dark follow th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
-from model.decision import Calibration, Task
-from training.calibration import Reliability
 from training.charts import Chart, Series, draw, legend
 from training.metrics import wilson_interval
 from training.pages import data_uri, templates, write_page
+from training.report_data import Array, Mistake, OutlierCheck, ReportData
 from training.thresholds import ThresholdChoice
-
-Array = NDArray[Any]
 
 MOST_CLASSES_IN_MATRIX = 30
 MOST_CONFUSIONS = 8
@@ -33,103 +29,6 @@ SPLIT_USE = {
     "calibration": "sets the outlier flag, nothing else",
     "test": "reported once",
 }
-
-
-class Epoch(TypedDict, total=False):
-    """One epoch of the learning curve; `step` is its last step, counted from 1."""
-
-    step: int
-    train_loss: float
-    valid_loss: float
-    metric: float
-
-
-class ForeignKind(TypedDict):
-    """How one kind of foreign images fared; `flagged` is a share of `count` images."""
-
-    kind: str
-    auroc: float
-    flagged: float
-    count: int
-
-
-class OutlierCheck(TypedDict, total=False):
-    """The self-check at the end of training: does the model know what it does not know?"""
-
-    passed: bool
-    sentence: str
-    detector: str
-    embedding: str
-    alpha: float
-    calibration_count: int
-    false_positive_count: int  # validation images flagged
-    validation_count: int
-    kinds: list[ForeignKind]
-
-
-class EngineRow(TypedDict, total=False):
-    """One exported engine at the gate; shares in 0 to 1, `reason` why it was left out."""
-
-    engine: str
-    precision: str
-    agreement: float
-    accuracy: float
-    images_per_second: float
-    passed: bool
-    reason: str
-
-
-class Mistake(TypedDict, total=False):
-    """A wrongly answered image: uint8 H x W or H x W x 3, or the bytes of a PNG."""
-
-    image: Array | bytes
-    name: str
-    truth: Sequence[str]
-    labels: Sequence[str]
-    confidence: float
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """What the report shows; a part left empty is left out, or said to be missing.
-
-    `metrics` and `validation_metrics` are those of `training.metrics.evaluate`; `metrics` is None
-    when there is no test split. `counts` {split: {class: rows}} (multi: rows carrying the label),
-    `split_sizes` {split: rows}. `step_losses` and `learning_rates` one figure a step. An empty
-    `verdict` is written from the figures; `diagnosis` are sentences on the curves.
-    """
-
-    name: str
-    version: str
-    created: str
-    task: Task
-    classes: Sequence[str]
-    verdict: str = ""
-    architecture: str = ""
-    input_size: int | None = None
-    intended_use: str = ""
-    metrics: Mapping[str, Any] | None = None
-    validation_metrics: Mapping[str, Any] | None = None
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    split_sizes: Mapping[str, int] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    step_losses: Sequence[float] | Array = ()
-    learning_rates: Sequence[float] | Array = ()
-    epochs: Sequence[Epoch] = ()
-    metric_name: str = "metric"
-    diagnosis: Sequence[str] = ()
-    calibration: Calibration | None = None
-    reliability_before: Reliability | None = None
-    reliability_after: Reliability | None = None
-    ece_before: float | None = None
-    ece_after: float | None = None
-    reliability_split: str = "validation"
-    thresholds: ThresholdChoice | None = None
-    outlier: OutlierCheck | None = None
-    engines: Sequence[EngineRow] = ()
-    mistakes: Sequence[Mistake] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_report(path: Path | str, report: ReportData) -> None:

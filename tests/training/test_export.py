@@ -19,7 +19,8 @@ from model.network import Network, create_network
 from monitoring.outlier import RECORD_COMPONENTS
 from monitoring.records import Record, write_records
 from training.export import check_exports, export_network, run_network, write_openvino
-from training.report import ReportData, write_report
+from training.report import write_report
+from training.report_data import ReportData
 
 SPEC = InputSpec(size=28, crop=1.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 FULL = Path("/dev/full")  # the kernel's disk without room

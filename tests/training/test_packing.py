@@ -18,11 +18,8 @@ from model.network import create_network, weights_of
 from monitoring.outlier import OutlierModel
 from training.evaluate import Decider
 from training.export import run_network
+from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.packing import (
-    Findings,
-    Rows,
-    SplitOutputs,
-    Trained,
     _flags_too_often,
     _gate,
     _threshold_evidence,

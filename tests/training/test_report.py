@@ -17,7 +17,8 @@ from model.decision import Calibration, Thresholds
 from training.calibration import reliability
 from training.charts import Chart, Series, draw, nice_ticks
 from training.metrics import evaluate
-from training.report import ReportData, render, smooth, verdict, write_report
+from training.report import render, smooth, verdict, write_report
+from training.report_data import ReportData
 from training.thresholds import tune_global_threshold, tune_none_threshold
 
 HOSTILE = "<script>alert('1')</script>"

@@ -1,0 +1,98 @@
+"""What training hands over to be packed, and what packing found out about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.bundle import DataSummary, EngineGate
+from model.decision import Task
+from model.engines import Outputs
+from model.images import InputSpec, Pixels
+from model.network import Network
+from training.evaluate import Decider
+from training.mapped import ChosenRows
+from training.self_check import SelfCheck
+from training.thresholds import ThresholdChoice
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Images (uint8 N x H x W x 3) and targets (N indices, or N x C of 0 and 1) of one split."""
+
+    images: Pixels
+    targets: NDArray[Any]
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, count: int, seed: int) -> Rows:
+        """At most `count` rows, drawn at random, in order."""
+        if count >= len(self):
+            return self
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
+
+    def distinct(self) -> Rows:
+        """Each image once: retraining repeats what is new, which is no more evidence for it."""
+        if not self.names:
+            return self
+        _, first = np.unique(self.names, return_index=True)
+        return self if len(first) == len(self) else self.take(np.sort(first))
+
+    def take(self, chosen: NDArray[np.intp]) -> Rows:
+        """The rows of these indices."""
+        names = tuple(self.names[row] for row in chosen) if self.names else ()
+        images: Any = ChosenRows(self.images, chosen)
+        return Rows(images, self.targets[chosen], names)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training hands over to be packed; `curves` is drawn in the report."""
+
+    name: str
+    task: Task
+    none_allowed: bool
+    classes: tuple[str, ...]
+    architecture: str
+    network: Network
+    input: InputSpec
+    fit: Rows
+    validation: Rows
+    calibration: Rows
+    test: Rows
+    data: DataSummary
+    settings: Mapping[str, Any]
+    curves: Mapping[str, Any]
+    alpha: float
+    seed: int
+    is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
+
+
+@dataclass(frozen=True)
+class SplitOutputs:
+    """Outputs of the engine that will serve, by split; `fit` of a sample of its rows."""
+
+    fit_rows: Rows
+    fit: Outputs
+    validation: Outputs
+    calibration: Outputs
+    test: Outputs | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was found out about the trained network; the model card shows it."""
+
+    decider: Decider
+    choice: ThresholdChoice | None
+    self_check: SelfCheck
+    gates: dict[str, EngineGate]
+    outputs: SplitOutputs
+    test_metrics: dict[str, Any] | None
+    validation_metrics: dict[str, Any]
