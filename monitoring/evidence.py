@@ -15,6 +15,11 @@ brightness, sharpness, predicted class) and every sampled image:
    Doob's inequality and a union over the K streams the chance that any R reaches K c within m
    images is at most m / c. That is the promise, anew after every reset.
 
+After a real drift the bag holds images of another domain, and clean images would look drifted
+against it (189 foreign images in a bag of 4,654 were seen to raise an alarm on 1,364 clean ones).
+So a reset can take the bags back to a mark from before the drift. What stays in them was sampled
+before, and the promise is for images exchangeable with that.
+
 What it cannot see: slow drift is absorbed by the growing bag, and after a long quiet time a
 change takes longer to show. What breaks it: images that depend on each other (`sampling`).
 """
@@ -41,6 +46,8 @@ STREAMS = (
 BET_BINS = 20
 BET_MEMORIES = (50, 500)  # p-values that each of the histograms of past p-values remembers
 BET_UNIFORM = 0.05  # share of the uniform density in every bet: no bet loses more than 95 %
+MARK_IMAGES = 500  # sampled images between two marks that the bags can go back to
+MARKS_KEPT = 8
 BET_PRIOR = 10.0  # past p-values that the uniform density counts for in a histogram
 
 
@@ -87,6 +94,9 @@ class Evidence:
         self._keep = 1 - 1 / np.array(BET_MEMORIES, np.float64)[None, :, None]
         self._log_evidence = np.full(len(self.streams), -np.inf)  # log R, natural
         self.images = 0  # since the last reset
+        self._seen = 0  # in the bags beside the calibration split, or taken out of them again
+        # (seen by then, counts): the start, and the newest ones.
+        self._marks = [(0, self._counts.copy())]
 
     @classmethod
     def from_reference(
@@ -112,6 +122,10 @@ class Evidence:
         self._log_evidence = self._bet(p_values) + np.logaddexp(0, self._log_evidence)
         self._remember(p_values)
         self.images += 1
+        self._seen += 1
+        if self._seen % MARK_IMAGES == 0:
+            self._marks.append((self._seen, self._counts.copy()))
+            self._marks = [self._marks[0], *self._marks[1:][-MARKS_KEPT:]]
         return list(p_values.tolist())
 
     @property
@@ -130,10 +144,18 @@ class Evidence:
         """log10 of K c: the evidence of one stream at which an alarm is raised."""
         return math.log10(len(self.streams) * false_alarm_images)
 
-    def reset(self) -> None:
-        """Forget the evidence and keep the bags; the promise begins anew."""
+    def reset(self, take_back: int | None = None) -> None:
+        """Forget the evidence; the promise begins anew.
+
+        The bags are kept, or, given a number of sampled images to `take_back`, go back to the
+        newest mark that is at least so old, at last to the calibration split.
+        """
         self._log_evidence[:] = -np.inf
         self.images = 0
+        if take_back is not None:
+            wanted = self._seen - take_back
+            self._marks = [self._marks[0], *(its for its in self._marks[1:] if its[0] <= wanted)]
+            self._counts = self._marks[-1][1].copy()
 
     def to_state(self) -> dict[str, Any]:
         """Everything, exactly, as JSON values."""
@@ -148,6 +170,8 @@ class Evidence:
             # JSON knows no infinity.
             "log_evidence": [None if math.isinf(its) else its for its in self._log_evidence],
             "images": self.images,
+            "seen": self._seen,
+            "marks": [[seen, counts.tolist()] for seen, counts in self._marks],
             "random": self._random.bit_generator.state,
         }
 
@@ -162,7 +186,12 @@ class Evidence:
         evidence._log_evidence = np.array(
             [-np.inf if its is None else its for its in state["log_evidence"]], np.float64
         )
-        evidence.images = int(state["images"])
+        evidence.images, evidence._seen = int(state["images"]), int(state["seen"])
+        shape = evidence._counts.shape
+        evidence._marks = [
+            (int(seen), np.asarray(counts, np.int64).reshape(shape))
+            for seen, counts in state["marks"]
+        ]
         evidence._random.bit_generator.state = state["random"]
         return evidence
 

@@ -22,7 +22,8 @@ from monitoring.watch import Alarm, Watch
 
 log = logging.getLogger("plumbline.monitor")
 
-RESET = "monitor reset"  # the audit's word for it
+RESET = "monitor reset"  # the audit's words for it
+RESET_KEEPING = "monitor reset, images kept"
 _WATCHES_KEPT = 3  # of the latest champions: a rollback goes on where it was
 
 
@@ -90,13 +91,13 @@ class Monitor:
         assert self.watch is not None
         raised: list[Alarm] = []
         resets = 0
-        for number, time in self._new_resets(self.watch):
+        for number, time, keeping in self._new_resets(self.watch):
             is_before = pyarrow.compute.less_equal(new["time"], pa.scalar(time, new["time"].type))
             earlier, later = new.filter(is_before), new.filter(pyarrow.compute.invert(is_before))
             if self._reader.has_more and not len(later):
                 break
             raised += self._take(earlier)
-            self.watch.reset(number, time.timestamp())
+            self.watch.reset(number, time.timestamp(), keeping=keeping)
             log.info("the evidence for %s was reset", self.watch.manifest.tag)
             new = later
             resets += 1
@@ -189,12 +190,15 @@ class Monitor:
         self.watch = watch
         log.info("watching %s%s", version.tag, "" if state is None else ", from where it was")
 
-    def _new_resets(self, watch: Watch) -> list[tuple[int, datetime]]:
-        """Number and time of the resets that were asked for and not obeyed yet, oldest first."""
+    def _new_resets(self, watch: Watch) -> list[tuple[int, datetime, bool]]:
+        """The resets that were asked for and not obeyed yet, oldest first.
+
+        Number and time of each, and whether the drifted images are kept.
+        """
         asked = (
-            select(audit.c.id, audit.c.time)
+            select(audit.c.id, audit.c.time, audit.c.action)
             .where(
-                audit.c.action == RESET,
+                audit.c.action.in_((RESET, RESET_KEEPING)),
                 audit.c.subject == watch.manifest.tag,
                 audit.c.id > watch.resets_seen,
             )
@@ -206,7 +210,8 @@ class Monitor:
         # SQLite keeps times in UTC but forgets that they are. A clock that is ahead must not
         # declare records of the future to be from before the reset.
         return [
-            (number, min(time.replace(tzinfo=time.tzinfo or UTC), now)) for number, time in rows
+            (number, min(time.replace(tzinfo=time.tzinfo or UTC), now), action == RESET_KEEPING)
+            for number, time, action in rows
         ]
 
     def _take(self, records: pa.Table) -> list[Alarm]:
@@ -289,13 +294,14 @@ def empty_status(why: str = "") -> dict[str, Any]:
     }
 
 
-def ask_for_reset(settings: MonitoringSettings, why: str) -> str:
+def ask_for_reset(settings: MonitoringSettings, why: str, *, keeping: bool = False) -> str:
     """Write into the audit that the champion's evidence shall begin anew; gives its tag.
 
-    The running monitor obeys within seconds, one that is down when it starts.
+    `keeping` says that the images of the alarm are of the domain and stay in the bags. The running
+    monitor obeys within seconds, one that is down when it starts.
     """
     store = ModelStore(settings)
     tag = store.champion(settings.model).tag
     with write_transaction(store.state) as connection:
-        record(connection, RESET, tag, why)
+        record(connection, RESET_KEEPING if keeping else RESET, tag, why)
     return tag

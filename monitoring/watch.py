@@ -48,6 +48,7 @@ REPEATED_ANSWERS_LIMIT = 0.1
 REPEATED_LIMIT = 0.9  # share of near-duplicates past which what is left is no sample
 HISTORY_POINTS = 400
 FEW_CALIBRATION_IMAGES = 500
+BEFORE_ALARM_IMAGES = 1_000  # sampled, that may belong to a drift before it shows
 FLAGGED_KEPT = 12
 
 
@@ -204,15 +205,19 @@ class Watch:
             f" {self.dependence.images} of {LEAST_DEPENDENCE_IMAGES} images"
         )
 
-    def reset(self, number: int, seconds: float) -> None:
-        """Someone has looked into the drift: evidence begins anew, the bags stay.
+    def reset(self, number: int, seconds: float, *, keeping: bool = False) -> None:
+        """Someone has looked into the drift: evidence begins anew.
 
-        `number` is that of the reset in the audit; images up to its time `seconds` that come later
-        are no evidence.
+        The images since the drift leave the bags, and some from before the alarm, which it took to
+        show; `keeping` leaves them in, where nothing was wrong with them. `number` is that of the
+        reset in the audit; images up to its time `seconds` that come later are no evidence.
         """
         self.resets_seen, self._reset_seconds = number, seconds
+        drifted = None
+        if self.drift is not None and not keeping:
+            drifted = self.evidence.images - self.drift.after_images + BEFORE_ALARM_IMAGES
         self.drift = None
-        self.evidence.reset()
+        self.evidence.reset(drifted)
 
     def flagged_share(self) -> float | None:
         """Of the last images; None before there are any."""

@@ -448,13 +448,21 @@ def monitor(ctx: click.Context, host: str | None, port: int | None) -> None:
 
 @monitor.command("reset")
 @click.option("--why", required=True, help="What was found; kept in the audit.")
-def reset_monitor(why: str) -> None:
-    """End the state "drift": evidence begins anew, and the promise with it."""
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="The alarm was false: its images are of the domain, and new ones are held to them too.",
+)
+def reset_monitor(why: str, keep: bool) -> None:
+    """End the state "drift": evidence begins anew, and the promise with it.
+
+    New images are held to those from before the drift.
+    """
     from monitoring.monitor import ask_for_reset
 
     if not why.strip():
         raise SettingsError("--why is empty; say what was found, it is kept in the audit")
-    tag = ask_for_reset(read_settings(MonitoringSettings), why.strip())
+    tag = ask_for_reset(read_settings(MonitoringSettings), why.strip(), keeping=keep)
     click.echo(f"the evidence for {tag} begins anew")
 
 

@@ -116,3 +116,34 @@ def test_counts_that_do_not_fit_the_edges_are_refused():
     counts = {name: np.zeros(40, int) for name in STREAMS}
     with pytest.raises(ValueError, match="40 edges make 41 bins, and 40 counts"):
         Evidence(EDGES, counts, seed=0)
+
+
+def test_a_reset_can_take_the_bags_back_to_before_the_drift():
+    """Clean images are not held to drifted ones, as they would be if those stayed."""
+    alarms = {}
+    for take_back in (1_300, None):
+        evidence, rng = fresh(), np.random.default_rng(1)
+        for _ in range(1_000):
+            evidence.add(values(rng))
+        for _ in range(300):
+            evidence.add(values(rng, brightness=6.0))
+        assert largest(evidence) > evidence.alarm_line(1e5)
+        evidence.reset(take_back)
+        alarms[take_back] = False
+        for _ in range(3_000):
+            evidence.add(values(rng))
+            alarms[take_back] |= largest(evidence) >= evidence.alarm_line(1e5)
+    assert alarms == {1_300: False, None: True}
+
+
+@pytest.mark.parametrize(("take_back", "left"), [(0, 1500), (1, 1500), (600, 1000), (5000, 0)])
+def test_bags_go_back_to_the_newest_mark_that_is_old_enough(take_back, left):
+    evidence, rng = fresh(calibration=100), np.random.default_rng(1)
+    for _ in range(1_700):
+        evidence.add(values(rng))
+    again = Evidence.from_state(json.loads(json.dumps(evidence.to_state())))
+    for its in (evidence, again):
+        its.reset(take_back)
+        held = its.to_state()["counts"]
+        assert [sum(counts) for counts in held] == [100 + left] * len(STREAMS)
+        assert its.images == 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
 
 from monitoring.records import to_table
 from monitoring.settings import MonitoringSettings
-from monitoring.watch import Watch
+from monitoring.watch import Alarm, Watch
 
 
 @pytest.fixture
@@ -74,3 +75,22 @@ def test_independent_images_keep_their_promise(watch, draw):
             assert its.take(records.slice(start, 100)) == []
             assert its.state == "ok"
         assert its.repeats.share == 0
+
+
+@pytest.mark.parametrize("keeping", [False, True])
+def test_after_a_reset_clean_images_are_held_to_clean_ones_unless_told_otherwise(
+    watch, draw, keeping
+):
+    its = watch()
+    tag = its.manifest.tag
+    assert its.take(to_table(draw(tag, 1_000, 1))) == []
+    (alarm,) = its.take(to_table(draw(tag, 300, 2, darker=0.3)))
+    its.reset(1, alarm_seconds(alarm) - 1e9, keeping=keeping)
+    held = sum(its.evidence.to_state()["counts"][0])
+    assert (held > its.calibration_images + 1_000) == keeping
+    alarms = its.take(to_table(draw(tag, 2_000, 3)))
+    assert bool(alarms) == keeping
+
+
+def alarm_seconds(alarm: Alarm) -> float:
+    return datetime.fromisoformat(alarm.time).timestamp()
