@@ -114,7 +114,7 @@ def fresh(rng: np.random.Generator, calibration: int, seed: int) -> Evidence:
 
 
 def count_alarms(images: int, c: float, calibration: int, take_back: int | None) -> int:
-    """Alarms in so many unchanged vectors, with a reset after each, which may take the bags back."""
+    """Alarms in so many unchanged vectors, each followed by a reset, which may take bags back."""
     rng = np.random.default_rng(0)
     evidence = fresh(rng, calibration, seed=1)
     line, alarms = evidence.alarm_line(c), 0

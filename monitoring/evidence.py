@@ -17,8 +17,9 @@ brightness, sharpness, predicted class) and every sampled image:
 
 After a real drift the bag holds images of another domain, and clean images would look drifted
 against it (189 foreign images in a bag of 4,654 were seen to raise an alarm on 1,364 clean ones).
-So a reset can take the bags back to a mark from before the drift. What stays in them was sampled
-before, and the promise is for images exchangeable with that.
+So a reset can take bags and bets back to a mark from before the drift, as if the images since had
+never come; then the promise is for images exchangeable with those that stay. (Bets must not
+remember p-values against a bag that they are played against once more: they would know its faults.)
 
 What it cannot see: slow drift is absorbed by the growing bag, and after a long quiet time a
 change takes longer to show. What breaks it: images that depend on each other (`sampling`).
@@ -47,7 +48,7 @@ BET_BINS = 20
 BET_MEMORIES = (50, 500)  # p-values that each of the histograms of past p-values remembers
 BET_UNIFORM = 0.05  # share of the uniform density in every bet: no bet loses more than 95 %
 MARK_IMAGES = 500  # sampled images between two marks that the bags can go back to
-MARKS_KEPT = 8
+MARKS_KEPT = 4
 BET_PRIOR = 10.0  # past p-values that the uniform density counts for in a histogram
 
 
@@ -95,8 +96,8 @@ class Evidence:
         self._log_evidence = np.full(len(self.streams), -np.inf)  # log R, natural
         self.images = 0  # since the last reset
         self._seen = 0  # in the bags beside the calibration split, or taken out of them again
-        # (seen by then, counts): the start, and the newest ones.
-        self._marks = [(0, self._counts.copy())]
+        # (seen by then, counts, past): the start, and the newest ones.
+        self._marks = [(0, self._counts.copy(), self._past.copy())]
 
     @classmethod
     def from_reference(
@@ -116,15 +117,18 @@ class Evidence:
         }
         return cls(edges, counts, seed=seed)
 
-    def add(self, values: Mapping[str, float]) -> list[float]:
-        """Take one sampled image; gives its p-values, one per stream in the order of `streams`."""
+    def add(self, values: Mapping[str, float], *, mark: bool = True) -> list[float]:
+        """Take one sampled image; gives its p-values, one per stream in the order of `streams`.
+
+        `mark` says whether a mark to go back to may be made here.
+        """
         p_values = self._p_values(values)
         self._log_evidence = self._bet(p_values) + np.logaddexp(0, self._log_evidence)
         self._remember(p_values)
         self.images += 1
         self._seen += 1
-        if self._seen % MARK_IMAGES == 0:
-            self._marks.append((self._seen, self._counts.copy()))
+        if mark and self._seen % MARK_IMAGES == 0:
+            self._marks.append((self._seen, self._counts.copy(), self._past.copy()))
             self._marks = [self._marks[0], *self._marks[1:][-MARKS_KEPT:]]
         return list(p_values.tolist())
 
@@ -147,15 +151,16 @@ class Evidence:
     def reset(self, take_back: int | None = None) -> None:
         """Forget the evidence; the promise begins anew.
 
-        The bags are kept, or, given a number of sampled images to `take_back`, go back to the
-        newest mark that is at least so old, at last to the calibration split.
+        Bags and bets are kept, or, given a number of sampled images to `take_back`, go back to
+        the newest mark that is at least so old, at last to the calibration split.
         """
         self._log_evidence[:] = -np.inf
         self.images = 0
         if take_back is not None:
             wanted = self._seen - take_back
             self._marks = [self._marks[0], *(its for its in self._marks[1:] if its[0] <= wanted)]
-            self._counts = self._marks[-1][1].copy()
+            _, counts, past = self._marks[-1]
+            self._counts, self._past = counts.copy(), past.copy()
 
     def to_state(self) -> dict[str, Any]:
         """Everything, exactly, as JSON values."""
@@ -171,7 +176,7 @@ class Evidence:
             "log_evidence": [None if math.isinf(its) else its for its in self._log_evidence],
             "images": self.images,
             "seen": self._seen,
-            "marks": [[seen, counts.tolist()] for seen, counts in self._marks],
+            "marks": [[seen, counts.tolist(), past.tolist()] for seen, counts, past in self._marks],
             "random": self._random.bit_generator.state,
         }
 
@@ -187,10 +192,14 @@ class Evidence:
             [-np.inf if its is None else its for its in state["log_evidence"]], np.float64
         )
         evidence.images, evidence._seen = int(state["images"]), int(state["seen"])
-        shape = evidence._counts.shape
+        shapes = evidence._counts.shape, evidence._past.shape
         evidence._marks = [
-            (int(seen), np.asarray(counts, np.int64).reshape(shape))
-            for seen, counts in state["marks"]
+            (
+                int(seen),
+                np.asarray(counts, np.int64).reshape(shapes[0]),
+                np.asarray(past, np.float64).reshape(shapes[1]),
+            )
+            for seen, counts, past in state["marks"]
         ]
         evidence._random.bit_generator.state = state["random"]
         return evidence

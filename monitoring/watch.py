@@ -125,7 +125,8 @@ class Watch:
             if not self.sampler.takes(arrival) or arrival.seconds <= self._reset_seconds:
                 continue
             self.images_sampled += 1
-            p_values = self.evidence.add({name: its[row] for name, its in streams.items()})
+            values = {name: its[row] for name, its in streams.items()}
+            p_values = self.evidence.add(values, mark=self.drift is None)
             self.dependence.add(p_values)
             self.repeats.add(answers[row])
             alarm = self._judge(arrival.seconds)
