@@ -16,7 +16,7 @@ brightness, sharpness, predicted class) and every sampled image:
    images is at most m / c. That is the promise, anew after every reset.
 
 After a real drift the bag holds images of another domain, and clean images would look drifted
-against it (189 foreign images in a bag of 4,654 were seen to raise an alarm on 1,364 clean ones).
+against it (docs/drift.md has figures).
 So a reset can take bags and bets back to a mark from before the drift, as if the images since had
 never come; then the promise is for images exchangeable with those that stay. (Bets must not
 remember p-values against a bag that they are played against once more: they would know its faults.)
