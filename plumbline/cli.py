@@ -133,7 +133,10 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
 @click.option("--name", required=True, help="Name of the model.")
 @click.option("--task", type=click.Choice(["single", "multi"]), help="Default: by the labels.")
 @click.option("--none", "none_allowed", is_flag=True, help="May say: none of the classes.")
-@click.option("--architecture", help="small-resnet or a name of timm's. Default: by the images.")
+@click.option(
+    "--architecture",
+    help="small-resnet, small-resnet-wide or a name of timm's. Default: by the images.",
+)
 @click.option("--weights", help="timm, package, a safetensors FILE, or a VERSION.")
 @click.option("--size", type=click.IntRange(8, 4096), help="Side of the input in pixels.")
 @click.option("--epochs", type=click.IntRange(0), help="0: only the head, on frozen features.")

@@ -53,6 +53,8 @@ def flip_and_shift(
     world: World = ALONE,
 ) -> Tensor:
     """Mirror half of the images and move each by its own whole number of pixels."""
+    if not flip and shift_share == 0:
+        return images
     count, height, width, _ = images.shape
     drawn = count * world.size
     rows = world.part(_shifted(drawn, height, shift_share, generator))

@@ -2,8 +2,9 @@
 
     .venv/bin/python bench/train.py best [--seeds 0]
 
-Ends with 1 when a seed misses 0.945 on the 10,000 test images, or takes longer than 60 minutes.
-The recipe was chosen on validation; the test images were looked at once.
+Ends with 1 when a seed misses 0.945 on the 10,000 test images, or takes longer than 60 minutes
+(`--least`, `--most-seconds`).
+The recipe is a proposal: it has not been run to its end yet (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from train_parts.machine import print_machine
 from train_parts.promise import describe, print_spread, train
 
 RECIPE = (
-    *("--architecture", "wide-resnet", "--epochs", "16", "--batch-size", "128"),
-    *("--learning-rate", "0.1", "--flip", "--erase", "0.5", "--average-decay", "0.999"),
+    *("--architecture", "small-resnet-wide", "--epochs", "18", "--batch-size", "256"),
+    *("--learning-rate", "0.2", "--flip", "--erase", "0.3", "--average-decay", "0.998"),
 )
-LEAST_ACCURACY, MOST_SECONDS = 0.945, 3600.0
 
 
 def main() -> None:
@@ -26,6 +26,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", default="fashion-mnist", help="a smaller folder, to try this out")
+    parser.add_argument("--least", type=float, default=0.945, help="test accuracy")
+    parser.add_argument("--most-seconds", type=float, default=3600.0)
     options = parser.parse_args()
     print_machine("torch", "openvino", "numpy")
     print("plumbline train --data fashion-mnist", *RECIPE, flush=True)
@@ -36,6 +38,7 @@ def main() -> None:
     if len(runs) > 1:
         print_spread(runs)
     reached = all(
-        (run.accuracy.value or 0) >= LEAST_ACCURACY and run.seconds <= MOST_SECONDS for run in runs
+        (run.accuracy.value or 0) >= options.least and run.seconds <= options.most_seconds
+        for run in runs
     )
     sys.exit(0 if reached else 1)

@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--architecture", default="small-resnet")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options = parser.parse_args()
     print_machine("torch")
     spec = default_input_spec(options.architecture)
@@ -39,7 +40,11 @@ def main() -> None:
     shape = (IMAGES, spec.size, spec.size, 3)
     data = Arrays(random.integers(0, 256, shape, np.uint8), random.integers(0, CLASSES, IMAGES))
     settings = TrainingSettings(
-        epochs=1, batch_size=BATCH, shift_share=0.0, precision="fp32", device=options.device
+        epochs=1,
+        batch_size=BATCH,
+        shift_share=0.0,
+        precision=options.precision,
+        device=options.device,
     )
     pairs = []
     for _ in range(1 + options.rounds):  # the first warms up
@@ -77,8 +82,11 @@ def bare_seconds(architecture: str, data: Arrays, settings: TrainingSettings) ->
     images, targets = torch.from_numpy(data.images), torch.from_numpy(data.targets)
     start = time.perf_counter()
     for rows in torch.randperm(IMAGES).split(BATCH):
-        logits, _ = network(images[rows].to(device))
-        loss = functional.cross_entropy(logits, targets[rows].to(device), label_smoothing=0.1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            logits, _ = network(images[rows].to(device))
+        loss = functional.cross_entropy(
+            logits.float(), targets[rows].to(device), label_smoothing=0.1
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -16,6 +16,7 @@ from model.errors import SettingsError
 from model.images import InputSpec, fit_to
 from model.network import (
     PACKAGE_ARCHITECTURE,
+    SMALL_RESNETS,
     create_network,
     default_input_spec,
     load_body_weights,
@@ -194,3 +195,10 @@ def test_pretrained_weights_offline_are_one_clear_sentence(
 def test_small_resnet_has_no_pretrained_weights() -> None:
     with pytest.raises(SettingsError, match="no pretrained weights"):
         create_network("small-resnet", 3, SMALL, pretrained=True)
+
+
+def test_the_wide_small_resnet_embeds_into_twice_as_many_dimensions() -> None:
+    narrow, wide = (create_network(name, 3, SMALL) for name in SMALL_RESNETS)
+    assert wide.embedding_size == 2 * narrow.embedding_size
+    images = torch.zeros(2, 28, 28, 3, dtype=torch.uint8)
+    assert wide.eval()(images)[0].shape == (2, 3)
