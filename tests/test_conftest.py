@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from training import sources
+from training import raw_tables
 
 HOUSE = Path(__file__).parent.parent
 
@@ -33,7 +33,7 @@ def test_make_test_gets_the_data_before_the_tests_run():
 
 
 def test_the_data_are_found_below_the_home_where_debian_has_none(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "DEBIAN_FOLDER", tmp_path / "no package here")
+    monkeypatch.setattr(raw_tables, "DEBIAN_FOLDER", tmp_path / "no package here")
     folder = tmp_path / "home" / "data" / "fashion-mnist"
     folder.mkdir(parents=True)
     for prefix, rows in (("train", 10), ("t10k", 8)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def test_a_table_that_names_a_file_often_asks_the_disk_once(
     fill(tmp_path, 4)
     table = write_csv(tmp_path, plain_rows(4) * 5000, "fname,label")
     asked = []
-    is_file = Path.is_file
-    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or is_file(path))
+    lstat = os.lstat
+    monkeypatch.setattr(os, "lstat", lambda path: asked.append(str(path)) or lstat(path))
     assert len(read_table_file(table, Columns(), " ").paths) == 20_000
-    assert len(asked) == 4
+    assert len([path for path in asked if path.endswith(".png")]) == 4
