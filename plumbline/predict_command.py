@@ -1,0 +1,84 @@
+"""`plumbline predict`: ask a version here, or a running service."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from model.errors import SettingsError
+from model.settings import read_settings
+from plumbline.output import open_store, print_table
+from plumbline.settings import ClientSettings
+from service.settings import ServiceSettings
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@click.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--version", "version", help="Predict here, with this VERSION.")
+@click.option("--url", help="Ask a running service. Its key comes from PLUMBLINE_API_KEY.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON lines.")
+@click.option("--json", "as_json", is_flag=True)
+def predict(
+    path: Path, version: str | None, url: str | None, out: Path | None, as_json: bool
+) -> None:
+    """Predict one image, or every JPEG, PNG and WebP below a folder."""
+    from plumbline.predict import predict_by_service, predict_here
+
+    if version and url:
+        raise SettingsError("give --version or --url, not both")
+    images = _image_files(path)
+    if url:
+        rows = predict_by_service(images, url, read_settings(ClientSettings).api_key)
+    else:
+        settings = read_settings(ServiceSettings)
+        rows = predict_here(
+            images,
+            open_store(settings),
+            version,
+            model=settings.model,
+            engine=settings.engine,
+            alpha=settings.alpha,
+        )
+    lines = [json.dumps(row) for row in rows]
+    if out is not None:
+        out.write_text("".join(f"{line}\n" for line in lines))
+    elif as_json:
+        click.echo("\n".join(lines))
+    else:
+        _print_predictions(rows)
+    if any(row["error"] for row in rows):
+        sys.exit(1)
+
+
+def _image_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
+    )
+    if not found:
+        raise SettingsError(f"{path} holds no {', '.join(_IMAGE_SUFFIXES)} file")
+    return found
+
+
+def _print_predictions(rows: Sequence[dict[str, Any]]) -> None:
+    columns = ("file", "labels", "probability", "out of domain")
+    print_table(None, columns, [_prediction_row(row) for row in rows])
+
+
+def _prediction_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    if row["error"]:
+        return row["file"], f"error: {row['error']['message']}", "", ""
+    best = max(row["probabilities"].values())
+    foreign = row["out_of_domain"]
+    note = f"p = {foreign['p_value']:.4f}" + (" FLAGGED" if foreign["flagged"] else "")
+    return row["file"], ", ".join(row["labels"]) or "(none)", f"{best:.3f}", note
