@@ -16,7 +16,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet
 from numpy.typing import NDArray
 
@@ -218,5 +217,7 @@ def read_records(url: str, columns: list[str] | None = None) -> pa.Table:
     if not paths:
         empty = SCHEMA.empty_table()
         return empty.select(columns) if columns else empty
+    import pyarrow.dataset  # loads pandas, which those that only write records need not wait for
+
     dataset = pyarrow.dataset.dataset(paths, schema=SCHEMA, format="parquet", filesystem=files)
     return dataset.to_table(columns=columns)
