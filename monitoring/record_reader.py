@@ -80,9 +80,24 @@ class RecordReader:
         for day, name in seen:
             self._read.setdefault(day, []).append(name)
         self._advance_mark(seen)
-        if not tables:
-            return self._schema.empty_table()
-        return pa.concat_tables(tables).sort_by([("time", "ascending"), ("id", "ascending")])
+        return _in_order(tables, self._schema)
+
+    def read_last(self, model: str, rows: int) -> pa.Table:
+        """The newest `rows` records of a version among those not read, oldest first.
+
+        Files are read from the newest backwards, and none for nothing; "model" must be a column.
+        """
+        tables: list[pa.Table] = []
+        missing = rows
+        for day, name in reversed(self._unread()):
+            if missing <= 0:
+                break
+            table = self._read_file(day, name)
+            if table is not None:
+                tables.append(table.filter(pyarrow.compute.equal(table["model"], model)))
+                missing -= len(tables[-1])
+        found = _in_order(tables, self._schema)
+        return found.slice(max(0, len(found) - rows))
 
     def to_state(self) -> dict[str, Any]:
         """The place in the stream, as JSON values."""
@@ -186,6 +201,12 @@ class RecordReader:
                 *(refused, path, EARLIEST.year),
             )
         return possible
+
+
+def _in_order(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
+    if not tables:
+        return schema.empty_table()
+    return pa.concat_tables(tables).sort_by([("time", "ascending"), ("id", "ascending")])
 
 
 def _decode(content: bytes, schema: pa.Schema) -> pa.Table:

@@ -18,7 +18,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute
 
 from model.bundle import REFERENCE, Manifest
 from model.errors import MonitorError
@@ -154,11 +153,10 @@ def write_report(settings: MonitoringSettings, tag: str, images: int) -> str:
 
 def _last_records(settings: MonitoringSettings, tag: str, images: int) -> pa.Table:
     reader = RecordReader(settings.records, ("model", *COLUMNS))
-    records = reader.read_new(limit_rows=sys.maxsize)
-    own = records.filter(pyarrow.compute.equal(records["model"], tag))
-    if not len(own):
+    records = reader.read_last(tag, images)
+    if not len(records):
         raise MonitorError(f"there are no records of {tag} to report")
-    return own.slice(max(0, len(own) - images))
+    return records
 
 
 def _frame(records: pa.Table, manifest: Manifest) -> pandas.DataFrame:

@@ -52,6 +52,22 @@ def test_each_file_is_read_once_and_records_come_by_time(reader, put):
     assert len(reader.read_new()) == 10
 
 
+def test_the_last_records_of_a_version_are_found_without_reading_the_rest(
+    tmp_path, put, draw, caplog
+):
+    torn(put("2026-03-03", "a.parquet"))  # would be named in the log
+    put("2026-03-04", "a.parquet", 10, seed=1)
+    put("2026-03-05", "a.parquet", 10, seed=2)
+    write_records(tmp_path / "records" / "date=2026-03-05" / "b.parquet", draw("other:1", 10, 3))
+    reader = RecordReader(str(tmp_path / "records"), ("model", *COLUMNS))
+    last = reader.read_last("shapes:1", 15)
+    assert (len(last), set(last["model"].to_pylist()), caplog.text) == (15, {"shapes:1"}, "")
+    every = reader.read_last("shapes:1", 100)
+    assert (len(every), every.slice(5)["time"]) == (20, last["time"])
+    assert "a.parquet is left out" in caplog.text
+    assert len(reader.read_last("none:1", 5)) == 0
+
+
 def test_it_goes_on_where_it_was(reader, put, tmp_path):
     put("2026-03-04", "a.parquet")
     reader.read_new()
