@@ -223,13 +223,15 @@ def far_correlation(values: NDArray[np.float64]) -> float:
     >>> groups = [np.tile(rng.random((40, 7)), (3, 1)) for _ in range(4)]
     >>> far_correlation(np.concatenate(groups)[:400]) > 0.4
     True
+    >>> far_correlation(groups[0][:78]) > 0.4  # as soon as the second of a group has half come
+    True
     """
     blocks = values[: len(values) // BLOCK * BLOCK].reshape(-1, BLOCK, values.shape[1])
     centred = blocks - blocks.mean(axis=1, keepdims=True)
     spread = np.maximum(np.sqrt((centred**2).mean(axis=1, keepdims=True)), 1e-6)
     # Every block has one vote here, too.
     flat = (centred / spread).reshape(-1, values.shape[1])
-    lags = np.arange(LAGS + 1, min(FAR_LAGS, len(flat) // 2) + 1)
+    lags = np.arange(LAGS + 1, min(FAR_LAGS, len(flat) - BLOCK) + 1)
     if not len(lags):
         return -1.0
     # All lags at once, by the Fourier transform of twice the length.

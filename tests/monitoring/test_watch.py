@@ -15,12 +15,13 @@ from monitoring.watch import Alarm, Watch
 
 @pytest.fixture
 def watch(store, watched):
-    """`watch()`: one of the same version, at its beginning."""
+    """`watch(seed)`: one of the same version, at its beginning; the manifest's hash is the seed."""
     tag = watched()
     bundle = store.load(store.find(tag))
 
-    def begin() -> Watch:
-        return Watch(bundle, MonitoringSettings(home=store.home))
+    def begin(seed: int = 0) -> Watch:
+        seeded = replace(bundle, manifest_sha256=f"{seed:016x}")
+        return Watch(seeded, MonitoringSettings(home=store.home))
 
     return begin
 
@@ -51,7 +52,7 @@ def a_little_changed(records, seed: int):
 @pytest.mark.parametrize("change", [None, a_little_changed])
 @pytest.mark.parametrize("group", [10, 40])
 def test_groups_that_come_three_times_bring_no_alarm_but_no_promise(watch, draw, group, change):
-    its = watch()
+    its = watch(seed=57)  # by which evidence grew fastest, of eighty
     images = draw(its.manifest.tag, 480, 1)
     withdrawn_at = None
     for start in range(0, len(images), group):
