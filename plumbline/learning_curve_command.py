@@ -27,11 +27,18 @@ class Shares(click.ParamType[tuple[float, ...]]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
-        """Numbers; whether they rise is checked where they are used."""
+        """Two or more that rise."""
         try:
-            return tuple(float(part) for part in str(value).split(","))
+            shares = tuple(float(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r}: valid are shares parted by commas, such as 0.125,0.25,0.5,1")
+            shares = ()
+        rising = list(shares) == sorted(set(shares))
+        if len(shares) < 2 or not rising or not 0 < shares[0] <= shares[-1] <= 1:
+            self.fail(
+                f"{value!r}: valid are two or more that rise, over 0 and at most 1, parted by"
+                " commas, such as 0.125,0.25,0.5,1"
+            )
+        return shares
 
 
 @click.command("learning-curve")
@@ -56,7 +63,8 @@ def learning_curve(
     from model.store import ModelStore
     from training.learning_curve import learning_curve as measure
     from training.learning_curve import picture
-    from training.preparation import TrainRequest, prepare_training
+    from training.preparation import prepare_training
+    from training.request import TrainRequest
 
     knobs = take_knobs(options)
     options |= take_columns(options)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from model.errors import SettingsError
 from model.settings import ModelSettings, read_settings
 from plumbline.training_options import (
     data_options,
@@ -39,14 +40,13 @@ def lr_find(
     With pretrained weights a linear head is fitted first, as train does, and the sweep is that
     of all layers together.
     """
-    from model.errors import SettingsError
-    from model.store import ModelStore
-    from training.learning_rate import picture
-    from training.preparation import TrainRequest
-    from training.recipe import sweep_learning_rate
-
     if lowest >= highest:
         raise SettingsError(f"--lowest {lowest} must be under --highest {highest}")
+    from model.store import ModelStore
+    from training.learning_rate import picture
+    from training.recipe import sweep_learning_rate
+    from training.request import TrainRequest
+
     knobs = take_knobs(options)
     store = ModelStore(read_settings(ModelSettings))
     options |= take_columns(options)

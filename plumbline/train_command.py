@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
@@ -45,7 +46,10 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
     "--architecture",
     help="small-resnet, small-resnet-wide or a name of timm's. Default: by the images.",
 )
-@click.option("--weights", help="timm, package, a safetensors FILE, or a VERSION.")
+@click.option(
+    "--weights",
+    help="none, timm, package, a safetensors FILE, or a VERSION. Default: by the images.",
+)
 @click.option("--size", type=click.IntRange(8, 4096), help="Side of the input in pixels.")
 @click.option("--epochs", type=click.IntRange(0), help="0: only the head, on frozen features.")
 @click.option("--learning-rate", type=LearningRate())
@@ -91,8 +95,8 @@ def train(
 
     Several devices: torchrun --nproc-per-node N -m plumbline train ...
     """
-    from training.preparation import DEFAULT_ALPHA, TrainRequest
-    from training.recipe import run_training
+    from model.store import check_name
+    from training.request import DEFAULT_ALPHA, TrainRequest, open_request
 
     lowest, highest = learning_rate or (None, None)
     settings = read_settings(ServiceSettings)
@@ -109,7 +113,14 @@ def train(
     tell = (lambda message: None) if as_json else say
     # By an exception what is half-written is removed too.
     signal.signal(signal.SIGTERM, end_by_exception)
-    bundle = run_training(request, store, show_progress=not as_json, say=tell)
+    check_name(request.name)
+    # Of torchrun's processes the first opens the data, then the others.
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    source = open_request(request, store.home) if is_alone else None
+    # Imported after that: it takes seconds, and wrong data are told at once.
+    from training.recipe import run_training
+
+    bundle = run_training(request, store, source=source, show_progress=not as_json, say=tell)
     if bundle is None:  # torchrun's first process speaks for all
         return
     manifest = bundle.manifest

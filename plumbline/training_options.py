@@ -37,7 +37,7 @@ _OPTIONS = {
     "least_crop": click.option(
         "--least-crop",
         type=click.FloatRange(0, 1, min_open=True),
-        help="Share of the area that a warp keeps at least.",
+        help="Share that a warp keeps at least, of the area of the largest cut that fits.",
     ),
     "rotation_degrees": click.option(
         "--rotation-degrees", type=click.FloatRange(0, 60), help="At most, either way."

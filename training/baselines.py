@@ -13,6 +13,7 @@ from training.mapped import copy_rows
 CLASS_PRIOR = "the class prior"
 LINEAR_ON_PIXELS = "a linear model on pixels"
 LINEAR_HEAD = "a linear head on frozen features"
+FINE_TUNED = "the fine-tuned network"
 
 _MOST_ROWS = 10_000
 _SIDE = 28  # px, that images are averaged down to
@@ -29,7 +30,9 @@ def class_prior(fit: Samples, validation: Samples, task: Task) -> float:
     return metric(constant, np.asarray(validation.targets), task)
 
 
-def linear_on_pixels(fit: Samples, validation: Samples, task: Task, seed: int) -> float:
+def linear_on_pixels(
+    fit: Samples, validation: Samples, task: Task, *, seed: int, device: str = "auto"
+) -> float:
     """Validation metric of a linear model on small copies of at most 10,000 images."""
     rows = trainable_rows(fit.targets)
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:_MOST_ROWS])
@@ -43,6 +46,7 @@ def linear_on_pixels(fit: Samples, validation: Samples, task: Task, seed: int) -
         class_count=classes,
         task=task,
         seed=seed,
+        device=device,
     )
     return head.history.metric
 

@@ -221,8 +221,9 @@ class AverageWeights(Callback):
         trainer.evaluation_network = self._average.module
 
     def after_batch(self, trainer: Trainer) -> None:
-        """Mix the new weights in."""
-        self._average.update_parameters(trainer.network)
+        """Mix the new weights in, where there are any."""
+        if trainer.ends_step:
+            self._average.update_parameters(trainer.network)
 
     def after_fit(self, trainer: Trainer) -> None:
         """The network becomes its average."""

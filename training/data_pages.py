@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.errors import ImageError
 from model.images import InputSpec
 from training.data_check import DataCheck
-from training.data_show import Step
 from training.pages import data_uri, templates, write_page
 from training.sources import Source
+
+if TYPE_CHECKING:  # which needs torch, and the page of a check does not
+    from training.data_show import Step
 
 _THUMBNAIL = InputSpec(size=72, mean=(0.5,) * 3, std=(0.5,) * 3)
 _MOST_EXAMPLES = 50  # of a finding, on the page

@@ -5,6 +5,7 @@ fastai book, chapter 5: build the pipeline a little at a time, and look at what 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from model.errors import ImageError, SettingsError
 from model.images import InputSpec, Pixels, check, decode, fit_to
-from training.augment import augment
-from training.loading import presized_spec, targets_of
+from training.augment import augment, erase
+from training.loading import NONE_OF_THEM, presized_spec, targets_of
+from training.mixing import cutmix, mixup, soft_targets
 from training.settings import TrainingSettings
 from training.sources import Source
 from training.splits import Split
@@ -70,6 +72,7 @@ def show_item(
         says = f"to {spec.size} px, {spec.interpolation}; what serving and validation see"
         steps.append(_array_step("crop the middle and resize", says, prepared))
         shown, more = _training_steps(source, row, spec, settings, prepared, draws)
+        more += _mixed(source, row, spec, settings, shown)
     except ImageError as error:
         return [*steps, Step("failed", str(error))]
     return [*steps, *more, _normalised(shown, spec), _target_step(source, row)]
@@ -97,9 +100,47 @@ def _training_steps(
     presized = source.reader.prepare(row, larger, place)
     says = f"to {larger.size} px, {settings.presize:g} times the input; cut {place:.0%} of the way"
     batch = torch.from_numpy(np.stack([presized] * draws))
-    warped = warp(batch, spec.size, settings.warp, generator).numpy()
-    warps = _draws("warp", "crop, zoom, turn, shear, tilt: one matrix, then light", warped)
-    return warped[0], [_array_step("presize", says, presized), *warps]
+    warped = warp(batch, spec.size, settings.warp, generator)
+    steps = [
+        _array_step("presize", says, presized),
+        *_draws("warp", "crop, zoom, turn, shear, tilt: one matrix, then light", warped.numpy()),
+    ]
+    if settings.erase_probability:
+        says = f"a rectangle of noise, in {settings.erase_probability:.0%} of the images"
+        warped = erase(warped, settings.erase_probability, generator)
+        steps += _draws("erase", says, warped.numpy())
+    return warped.numpy()[0], steps
+
+
+def _mixed(
+    source: Source, row: int, spec: InputSpec, settings: TrainingSettings, image: NDArray[Any]
+) -> list[Step]:
+    """Mixup and CutMix with the next image that is trained on, as one draw of each shows them."""
+    rows = [its for its in source.rows(Split.FIT) if its != row and source.labels[its]]
+    target = targets_of(source, [row])
+    if source.splits[row] is not Split.FIT or not rows or NONE_OF_THEM in target:
+        return []
+    other = next((its for its in rows if its > row), rows[0])
+    pair = np.stack([image, source.reader.prepare(other, spec)]).astype(np.float32)
+    targets = soft_targets(torch.from_numpy(targets_of(source, [row, other])), len(source.classes))
+    steps = []
+    for name, mix, alpha in (("mixup", mixup, settings.mixup), ("CutMix", cutmix, settings.cutmix)):
+        if alpha:
+            random = _that_swaps_two(settings.seed)
+            mixed, shares = mix(torch.from_numpy(pair), targets, alpha, random)
+            says = f"with {source.names[other]}; shares of the classes {shares[0].numpy().round(2)}"
+            steps.append(_array_step(name, says, mixed.numpy()[0]))
+    return steps
+
+
+def _that_swaps_two(seed: int) -> np.random.Generator:
+    """A generator whose first permutation of two is not the one that leaves them in place."""
+    swapping = (
+        number
+        for number in itertools.count(seed)
+        if np.random.default_rng(number).permutation(2)[0] == 1
+    )
+    return np.random.default_rng(next(swapping))
 
 
 def _draws(name: str, says: str, images: NDArray[Any]) -> list[Step]:

@@ -89,6 +89,8 @@ def fit_head(
     class_count: int,
     task: Task,
     seed: int = 0,
+    device: str = "auto",
+    deterministic: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> FittedHead:
     """Train a linear head on frozen features N x D: simple first, and done in seconds.
@@ -104,6 +106,8 @@ def fit_head(
         weight_decay=_HEAD_WEIGHT_DECAY,
         label_smoothing=0.0,
         precision="fp32",
+        device=device,
+        deterministic=deterministic,
         seed=seed,
     )
     head = LinearHead(features.shape[1], class_count)
@@ -213,6 +217,8 @@ def _fit_head_of(
         class_count=network.head.out_features,
         task=task,
         seed=settings.seed,
+        device=settings.device,
+        deterministic=settings.deterministic,
         callbacks=callbacks,
     )
     with torch.no_grad():

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import SettingsError
 from model.store import ModelStore
 from training.charts import Chart, Series, stand_alone
 from training.fine_tuning import fine_tune, train_from_scratch
@@ -60,18 +59,9 @@ def learning_curve(
 ) -> LearningCurve:
     """Train on each share, nested and stratified, with as many steps as on all of the data.
 
-    Validation is the same for all; test is not touched. Raises `SettingsError` for shares that
-    are not two or more in 0 to 1, rising.
+    Validation is the same for all; test is not touched. `shares` are two or more that rise, over 0
+    and at most 1.
     """
-    if (
-        len(shares) < 2
-        or list(shares) != sorted(set(shares))
-        or not 0 < shares[0] <= shares[-1] <= 1
-    ):
-        raise SettingsError(
-            f"shares are {', '.join(map(str, shares))}; valid are two or more that rise, over 0 and"
-            " at most 1, such as 0.125,0.25,0.5,1"
-        )
     points = []
     for share in shares:
         bar = ProgressBar(f"on {share:.1%}", enabled=show_progress)

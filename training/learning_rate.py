@@ -20,15 +20,15 @@ from torch import Tensor
 from model.errors import TrainingError
 from model.network import Network
 from training.charts import Chart, Series, stand_alone
-from training.loop import Trainer
+from training.loop import Trainer, memory_error
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0
 STEPS = 100
 _STOP_FACTOR = 4.0  # times the best loss: it will not come back
 _SMOOTHING = 0.98
-_LEAST_STEPS = 20  # to suggest anything from
 _SKIPPED_SHARE, _SKIPPED_LAST = 10, 5  # of the curve: the first tenth, and where it explodes
 _SLIDE_WIDTH, _SLIDE_SLOPE = 15, 0.005
+_LEAST_STEPS = 23  # to suggest anything from: what is kept of them is wider than a slide
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 class Suggestions:
     """Four readings of one curve; `valley` is the one to start with."""
 
-    valley: float  # two thirds down the longest slope
+    valley: float  # halfway down the longest slope
     slide: float  # before the loss begins to shoot up
     minimum: float  # a tenth of the rate of the least loss
     steep: float  # where the loss falls fastest
@@ -53,9 +53,10 @@ class Sweep:
     def suggest(self) -> Suggestions:
         """Raises `TrainingError` where the loss exploded before there was a curve."""
         if len(self.rates) < _LEAST_STEPS:
+            where = f", at rate {self.rates[-1]:.1e}" if len(self.rates) else ""
             raise TrainingError(
-                f"the loss exploded after {len(self.rates)} steps, at rate {self.rates[-1]:.1e};"
-                f" {_LEAST_STEPS} are needed: sweep from a lower rate with --lowest"
+                f"the loss exploded after {len(self.rates)} steps{where}; {_LEAST_STEPS} are"
+                " needed: sweep from a lower rate with --lowest"
             )
         kept = slice(len(self.rates) // _SKIPPED_SHARE, -_SKIPPED_LAST)
         rates, losses = self.rates[kept], self.losses[kept]
@@ -77,9 +78,10 @@ def find_learning_rate(
     """Train `steps` batches at exponentially rising rates, then put everything back.
 
     Layer groups keep the ratios of their peak rates; the rates reported are those of the last
-    group, the head. Callbacks take part that say so by `in_sweep`.
+    group, the head. Callbacks take part that say so by `in_sweep`. Raises `TrainingError` when
+    memory is out.
     """
-    with _untouched(trainer):
+    with memory_error(trainer), _untouched(trainer):
         return _sweep(trainer, lowest, highest, steps)
 
 
@@ -164,7 +166,7 @@ def _untouched(trainer: Trainer) -> Iterator[None]:
 
 
 def valley(rates: Floats, losses: Floats) -> float:
-    """Two thirds down the longest falling stretch of the curve (fastai's default)."""
+    """Halfway along the longest falling stretch of the curve (fastai's default)."""
     # Longest decreasing subsequence ending at each point, quadratic: 100 points.
     length = np.ones(len(losses), int)
     for end in range(1, len(losses)):

@@ -9,6 +9,7 @@ fastai's minai).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,9 @@ from training.world import ALONE, World, current_world, local_device
 
 Inputs = NDArray[Any]  # uint8 images N x H x W x 3, or float32 features N x D
 
+# Images that are predicted at once: many small ones, or few large ones.
 _EVALUATION_BATCH = 500
+_EVALUATION_PIXELS = 2**22
 
 
 class Samples(Protocol):
@@ -125,7 +128,7 @@ class Trainer:
 
         Raises `TrainingError` when the loss is not finite or memory is out.
         """
-        with _random_state(self.device, self.settings), _memory_error(self):
+        with _random_state(self.device, self.settings), memory_error(self):
             self.notify("before_fit")
             try:
                 for epoch in range(len(self.history.epochs) + 1, self.settings.epochs + 1):
@@ -281,18 +284,19 @@ def predict_all(
     images: Inputs,
     precision: Precision | None = None,
     world: World = ALONE,
-    batch_size: int = _EVALUATION_BATCH,
 ) -> tuple[Floats, Floats]:
     """Logits N x C and embeddings N x D of all inputs, in evaluation mode, float32.
 
-    The processes of a `world` take a part each, and all get the whole.
+    The processes of a `world` take a part each, and all get the whole. Raises `TrainingError`
+    when memory is out.
     """
     precision = precision or Precision()
     device = next(network.parameters()).device
     network.eval()
     logits, embeddings = [], []
     rows = world.part(np.arange(len(images)))
-    with torch.inference_mode(), precision.autocast(device):
+    batch_size = evaluation_batch(images)
+    with torch.inference_mode(), precision.autocast(device), _no_room_for(batch_size, images):
         for start in range(0, len(rows), batch_size):
             chunk = copy_rows(images, rows[start : start + batch_size])
             batch_logits, embedding = network(torch.from_numpy(chunk).to(device))
@@ -301,6 +305,20 @@ def predict_all(
     parts = np.concatenate(logits), np.concatenate(embeddings)
     joined = [world.join(part, len(images), device) for part in parts]
     return joined[0], joined[1]
+
+
+def evaluation_batch(images: Inputs) -> int:
+    """How many rows are predicted at once.
+
+    >>> evaluation_batch(np.empty((9, 28, 28, 3), np.uint8))
+    500
+    >>> evaluation_batch(np.empty((9, 224, 224, 3), np.uint8))
+    83
+    """
+    if images.ndim == 2:  # features
+        return _EVALUATION_BATCH
+    pixels = int(images.shape[1] * images.shape[2])
+    return max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // pixels))
 
 
 def _optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -323,6 +341,8 @@ def _optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> torc
 @contextmanager
 def _random_state(device: torch.device, settings: TrainingSettings) -> Iterator[None]:
     """Seeded inside; the caller's random state and determinism come back after it."""
+    if settings.deterministic:  # cuBLAS wants to be told before it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
@@ -334,13 +354,12 @@ def _random_state(device: torch.device, settings: TrainingSettings) -> Iterator[
 
 
 @contextmanager
-def _memory_error(trainer: Trainer) -> Iterator[None]:
+def memory_error(trainer: Trainer) -> Iterator[None]:
     """Say which batch size to try when the device's memory is out."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not is_memory and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
             raise
         half = max(1, trainer.batch_size // 2)
         raise TrainingError(
@@ -348,3 +367,22 @@ def _memory_error(trainer: Trainer) -> Iterator[None]:
             f" --batch-size {half}, with --accumulate-batches"
             f" {2 * trainer.settings.accumulate_batches} for steps of the same size"
         ) from error
+
+
+@contextmanager
+def _no_room_for(batch_size: int, images: Inputs) -> Iterator[None]:
+    """Nothing that is trained is in the way here: only smaller images need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory predicting {batch_size} images of {images.shape[1]} px at once; try a"
+            " smaller --size, or --device cpu"
+        ) from error
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error)

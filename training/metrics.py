@@ -2,6 +2,7 @@
 
 scikit-learn computes the metrics it has; what stands here is the interval around them, and the
 rule that a figure which cannot be computed is null and says why (NaN never leaves this module).
+scikit-learn and scipy.stats take seconds to import, so that is left to when they are needed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, f1_score, multilabel_confusion_matrix
 
 from model.decision import Task, Thresholds, decide
 from model.errors import DataError
@@ -84,6 +83,8 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     >>> [round(bound, 3) for bound in wilson_interval(9, 10)]
     [0.596, 0.982]
     """
+    from scipy.stats import binomtest
+
     interval = binomtest(successes, trials).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
 
@@ -143,6 +144,8 @@ def _single(
     draw: _Bootstrap,
     may_say_none: bool,
 ) -> dict[str, Any]:
+    from sklearn.metrics import f1_score
+
     size, rows = len(classes), len(table)
     answer = np.where(decided.any(axis=1), decided.argmax(axis=1), size)  # size: none
     counts = np.bincount(wanted * (size + 1) + answer, minlength=size * (size + 1))
@@ -180,6 +183,8 @@ def _single(
 def _multi(
     table: Floats, wanted: Array, decided: Array, classes: Sequence[str], draw: _Bootstrap
 ) -> dict[str, Any]:
+    from sklearn.metrics import f1_score, multilabel_confusion_matrix
+
     actual, at_half = wanted.sum(axis=0), table >= 0.5
     found = _frame("multi", len(table), classes, actual)
     found["confusion"] = {
@@ -222,6 +227,8 @@ def _put_average_precision(
     present: Array,
     draw: _Bootstrap,
 ) -> None:
+    from sklearn.metrics import average_precision_score
+
     each = average_precision_score(wanted[:, present], table[:, present], average=None)
     each = np.atleast_1d(each)
     for index, value in zip(present, each, strict=True):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from model.bundle import (
     OUTLIER,
@@ -263,6 +262,8 @@ def _flags_too_often(flags: NDArray[np.bool_], decider: Decider) -> bool:
     if decider.alpha < decider.outlier.smallest_alpha:
         return False
     most = min(1.0, MOST_FLAGGED_ALPHAS * decider.alpha)
+    from scipy.stats import binomtest
+
     test = binomtest(int(flags.sum()), len(flags), most, alternative="greater")
     return float(test.pvalue) < FLAGGED_TOO_OFTEN
 

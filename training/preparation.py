@@ -1,15 +1,13 @@
-"""What a training starts from: the request, data decoded, architecture and settings chosen."""
+"""What a training starts from: data decoded, architecture and settings chosen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from model.bundle import NETWORK
-from model.decision import Task
 from model.errors import SettingsError
 from model.images import InputSpec
 from model.network import (
@@ -18,22 +16,26 @@ from model.network import (
     Network,
     create_network,
     default_input_spec,
+    has_pretrained,
     load_body_weights,
     load_package_weights,
 )
 from model.store import ModelStore
+from training.decoding_bar import DecodingBar
 from training.loading import NONE_OF_THEM, LoadedSplit, load, load_presized
-from training.progress import DecodingBar
+from training.request import TrainRequest, open_request
 from training.settings import TrainingSettings
-from training.sources import Source, open_source
+from training.sources import Source
 from training.splits import Split
-from training.tables import Columns
-from training.tracking import TrackerName
 
 Say = Callable[[str], None]
 
-DEFAULT_ALPHA = 0.01
+NO_WEIGHTS = "none"
 TINY_SIDE_PIXELS = 64
+# Of photographs; of tiny images the defaults are.
+_FROM_SCRATCH = TrainingSettings(
+    batch_size=64, learning_rate=0.05, epochs=20, flip=True, presize=1.75
+)
 _FINE_TUNING = TrainingSettings(
     epochs=3,
     batch_size=32,
@@ -45,33 +47,12 @@ _FINE_TUNING = TrainingSettings(
 )
 
 
-@dataclass(frozen=True)
-class TrainRequest:
-    """What `plumbline train` was asked for; None leaves the choice to the recipe."""
-
-    data: str
-    name: str
-    task: Task | None = None
-    none_allowed: bool = False
-    architecture: str | None = None
-    weights: str | None = None  # timm, package, a safetensors file, or a version
-    size: int | None = None  # px
-    epochs: int | None = None
-    learning_rate: float | None = None  # the highest
-    body_learning_rate: float | None = None  # the lowest
-    batch_size: int | None = None  # images
-    seed: int = 0
-    alpha: float = DEFAULT_ALPHA
-    delimiter: str = " "
-    pattern: str | None = None  # finds the label in file names
-    columns: Columns | None = None  # of a table; None: by their usual names
-    skip_bad: bool = False
-    more: str | None = None  # CSV or Parquet of labelled images to add
-    knobs: Mapping[str, Any] = field(default_factory=dict)  # of TrainingSettings, by name
-    resume: bool = False  # go on from the checkpoint of an interrupted training
-    keep_fine_tuned: bool = False  # also where the linear head is better
-    retrain_to_overfit_point: bool = False
-    track: TrackerName = "tensorboard"
+_OPTION_OF_WARPS = {
+    "least_crop": "--least-crop",
+    "rotation_degrees": "--rotation-degrees",
+    "perspective": "--perspective",
+    "lighting": "--lighting",
+}
 
 
 @dataclass(frozen=True)
@@ -109,19 +90,21 @@ def prepare_training(
     request: TrainRequest,
     store: ModelStore,
     *,
+    source: Source | None = None,
     show_progress: bool = True,
     say: Say = lambda message: None,
 ) -> Prepared:
-    """Open and decode the data, and choose what the request leaves open."""
-    source = _open(request, store)
+    """Open and decode the data, and choose what the request leaves open.
+
+    `source` is what `open_request` gave, where the data are open already.
+    """
+    source = source or open_request(request, store.home)
     say(f"{len(source)} images of {len(source.classes)} classes, {source.task}-label")
     for note in source.notes:
         say(note)
     architecture, weights = choose_architecture(request, source)
-    settings = _settings(request, pretrained=weights is not None)
-    if weights is None and settings.epochs == 0:
-        raise SettingsError("--epochs 0 trains the head alone, which needs pretrained --weights")
-    spec = _input_spec(architecture, request.size)
+    settings = _settings(request, source, pretrained=weights is not None)
+    spec = _input_spec(architecture, request.size, pretrained=weights is not None)
     with DecodingBar(enabled=show_progress) as decoding:
         splits = load(source, spec, store.home / "cache", progress=decoding)
     presized = _presized(source, spec, settings, store, show_progress)
@@ -136,25 +119,11 @@ def choose_pipeline(
 
     Unusable files are left out, and classes may be missing. Raises `DataError`.
     """
-    source = _open(replace(request, skip_bad=True), store, for_training=False)
+    lenient = replace(request, skip_bad=True)
+    source = open_request(lenient, store.home, for_training=False)
     architecture, weights = choose_architecture(request, source)
-    settings = _settings(request, pretrained=weights is not None)
-    return source, _input_spec(architecture, request.size), settings
-
-
-def _open(request: TrainRequest, store: ModelStore, *, for_training: bool = True) -> Source:
-    return open_source(
-        request.data,
-        task=request.task,
-        delimiter=request.delimiter,
-        seed=request.seed,
-        skip_bad=request.skip_bad,
-        home=store.home,
-        for_training=for_training,
-        more=None if request.more is None else Path(request.more),
-        pattern=request.pattern,
-        columns=request.columns,
-    )
+    settings = _settings(request, source, pretrained=weights is not None)
+    return source, _input_spec(architecture, request.size, pretrained=weights is not None), settings
 
 
 def _presized(
@@ -174,23 +143,33 @@ def _presized(
 
 
 def choose_architecture(request: TrainRequest, source: Source) -> tuple[str, str | None]:
-    """Architecture and weights, where the request leaves them open.
+    """Architecture and weights (None: from scratch), where the request leaves them open.
 
     Tiny images get a small residual network from scratch; anything else the pretrained
-    EfficientNet-Lite0, since transfer beats a fresh start on all but very large data.
+    EfficientNet-Lite0, since transfer beats a fresh start on all but very large data. An
+    architecture of timm's begins with the weights that it has, but for tiny images.
     """
-    if request.architecture is not None:
-        return request.architecture, request.weights
-    if request.weights is not None:
-        return PACKAGE_ARCHITECTURE, request.weights
-    if source.reader.largest_side() <= TINY_SIDE_PIXELS:
-        return SMALL_RESNET, None
-    return PACKAGE_ARCHITECTURE, "package"
+    tiny, wanted = _are_tiny(source), request.weights
+    small = tiny and wanted in (None, NO_WEIGHTS)
+    architecture = request.architecture or (SMALL_RESNET if small else PACKAGE_ARCHITECTURE)
+    if wanted is not None:
+        return architecture, None if wanted == NO_WEIGHTS else wanted
+    if tiny or not has_pretrained(architecture):
+        return architecture, None
+    return architecture, "package" if architecture == PACKAGE_ARCHITECTURE else "timm"
 
 
-def _input_spec(architecture: str, size: int | None) -> InputSpec:
+def _are_tiny(source: Source) -> bool:
+    return source.reader.largest_side() <= TINY_SIDE_PIXELS
+
+
+def _input_spec(architecture: str, size: int | None, *, pretrained: bool) -> InputSpec:
+    """The architecture's own; from scratch there is no reason to crop as its weights were."""
     spec = default_input_spec(architecture)
-    return spec if size is None else InputSpec(**{**spec.model_dump(), "size": size})
+    changes = {} if size is None else {"size": size}
+    if not pretrained:
+        changes["crop"] = 1
+    return InputSpec(**{**spec.model_dump(), **changes})
 
 
 def _fill_body(network: Network, weights: str | None, store: ModelStore) -> None:
@@ -204,19 +183,48 @@ def _fill_body(network: Network, weights: str | None, store: ModelStore) -> None
         load_body_weights(network, store.load(store.find(weights)).path(NETWORK))
     else:
         raise SettingsError(
-            f"--weights {weights!r}: no such file; valid are timm, package, a safetensors file,"
-            " or a model version (name:YYYYMMDD-8hex, name:champion, name:latest)"
+            f"--weights {weights!r}: no such file; valid are none, timm, package, a safetensors"
+            " file, or a model version (name:YYYYMMDD-8hex, name:champion, name:latest)"
         )
 
 
-def _settings(request: TrainRequest, *, pretrained: bool) -> TrainingSettings:
-    base = _FINE_TUNING if pretrained else TrainingSettings()
+def _settings(request: TrainRequest, source: Source, *, pretrained: bool) -> TrainingSettings:
+    """Raises `SettingsError` for options that would change nothing."""
+    base = _FINE_TUNING if pretrained else _FROM_SCRATCH
+    if not pretrained and _are_tiny(source):
+        base = TrainingSettings()
     given = {
         name: value
         for name in ("epochs", "learning_rate", "body_learning_rate", "batch_size", "seed")
         if (value := getattr(request, name)) is not None
     }
-    return replace(base, **given, **request.knobs)
+    settings = replace(base, **given, **request.knobs)
+    if not pretrained:
+        _refuse_without_weights(request, settings)
+    if not settings.presize:
+        without = [_OPTION_OF_WARPS[name] for name in _OPTION_OF_WARPS if name in request.knobs]
+        if without:
+            raise SettingsError(
+                f"{', '.join(without)}: images are warped only where they are presized; give"
+                " --presize too, such as --presize 1.75"
+            )
+    return settings
+
+
+def _refuse_without_weights(request: TrainRequest, settings: TrainingSettings) -> None:
+    if settings.epochs == 0:
+        raise SettingsError("--epochs 0 trains the head alone, which needs pretrained --weights")
+    unused = {
+        "a range of --learning-rate": settings.body_learning_rate is not None,
+        "--frozen-groups": settings.frozen_groups > 0,
+        "--keep-fine-tuned": request.keep_fine_tuned,
+    }
+    without = [option for option, given in unused.items() if given]
+    if without:
+        raise SettingsError(
+            f"{', '.join(without)}: this is for fine-tuning, and this training begins from"
+            " scratch; give pretrained --weights, or leave it out"
+        )
 
 
 def _unlabelled_note(

@@ -149,7 +149,7 @@ def _csv_table(path: Path, columns: Columns, delimiter: str) -> RawTable:
         reader=FileReader(rows.paths),
         content=[],
         delimiter=rows.delimiter,
-        notes=_conflicts(rows),
+        notes=[*rows.notes, *_conflicts(rows)],
     )
 
 

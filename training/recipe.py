@@ -14,6 +14,7 @@ from model.network import Network
 from model.store import ModelStore, check_name
 from training.baselines import (
     CLASS_PRIOR,
+    FINE_TUNED,
     LINEAR_HEAD,
     LINEAR_ON_PIXELS,
     class_prior,
@@ -35,9 +36,10 @@ from training.loading import LoadedSplit
 from training.loop import Trainer
 from training.loss import metric_name
 from training.packing import pack
-from training.preparation import Prepared, Say, TrainRequest, prepare_training
+from training.preparation import Prepared, Say, prepare_training
 from training.progress import ProgressBar
 from training.raw_tables import FASHION_MNIST
+from training.request import TrainRequest
 from training.settings import TrainingSettings
 from training.sources import Source
 from training.splits import Split
@@ -52,20 +54,24 @@ class Outcome:
 
     network: Network
     history: TrainingHistory
+    whole_history: TrainingHistory  # of all layers, also where the linear head was kept
     kept: str  # of `FineTuned`, or all layers
     settings: TrainingSettings
-    baselines: dict[str, float]  # validation metrics of simpler models
-    checkpoint: Path
+    baselines: dict[str, float]  # validation metrics of the models that it was chosen before
+    checkpoints: tuple[Path, ...]
 
 
 def run_training(
     request: TrainRequest,
     store: ModelStore,
     *,
+    source: Source | None = None,
     show_progress: bool = True,
     say: Say = lambda message: None,
 ) -> Bundle | None:
     """Train, pack and register. Raises a `PlumblineError`; nothing is then registered.
+
+    `source` is what `open_request` gave, where the data are open already.
 
     Started by torchrun, all processes train together; the first one speaks and registers, and
     the others return None.
@@ -76,7 +82,9 @@ def run_training(
             _take_part(request, store, world)
             return None
         with world.first_goes_first():
-            prepared = prepare_training(request, store, show_progress=show_progress, say=say)
+            prepared = prepare_training(
+                request, store, source=source, show_progress=show_progress, say=say
+            )
         tracker = open_tracker(request.track, store.home, request.name, say)
         bar = ProgressBar("training", enabled=show_progress)
         callbacks = [bar] if tracker is None else [bar, tracker]
@@ -106,6 +114,9 @@ def _register(
         f" validation {history.metric_name} {history.metric:.4f}"
     )
     sentences = diagnose(history, outcome.baselines)
+    turned = turning_epoch(outcome.whole_history)
+    if outcome.kept == LINEAR_HEAD_KEPT and turned:
+        sentences.append(f"Of the fine-tuned network validation loss turned after epoch {turned}.")
     for sentence in sentences:
         say(sentence)
     trained = Trained(
@@ -136,7 +147,8 @@ def _register(
         is_body_frozen=outcome.kept == LINEAR_HEAD_KEPT,
     )
     bundle = pack(trained, store, say)
-    outcome.checkpoint.unlink(missing_ok=True)
+    for checkpoint in outcome.checkpoints:
+        checkpoint.unlink(missing_ok=True)
     if tracker is not None:
         measured = bundle.manifest.metrics.items()
         metrics = {name: its.value for name, its in measured if its.value is not None}
@@ -177,13 +189,34 @@ def train_network(
 ) -> Outcome:
     """Train; anew with fewer epochs where validation loss turned and that was asked for."""
     baselines = _baselines(prepared, say)
-    outcome = _train_once(prepared, prepared.settings, request, store, callbacks, say)
-    turned = turning_epoch(outcome.history)
-    if request.retrain_to_overfit_point and turned and outcome.kept != LINEAR_HEAD_KEPT:
-        say(f"validation loss turned after epoch {turned}: training anew with that many")
-        settings = replace(prepared.settings, epochs=turned)
-        outcome = _train_once(prepared, settings, request, store, callbacks, say)
+    saving = _checkpoint(prepared, prepared.settings, request, store, say)
+    outcome = _train_once(prepared, prepared.settings, request, store, callbacks, saving)
+    turned = turning_epoch(outcome.whole_history)
+    if request.retrain_to_overfit_point and turned:
+        outcome = _train_to(turned, outcome, prepared, request, store, callbacks, say)
     return replace(outcome, baselines={**baselines, **outcome.baselines})
+
+
+def _train_to(
+    epochs: int,
+    first: Outcome,
+    prepared: Prepared,
+    request: TrainRequest,
+    store: ModelStore,
+    callbacks: Sequence[Callback],
+    say: Say,
+) -> Outcome:
+    """Train anew with so many epochs, which replaces what came of the first training."""
+    say(f"validation loss turned after epoch {epochs}: training anew with that many")
+    settings = replace(prepared.settings, epochs=epochs)
+    saving = _checkpoint(prepared, settings, request, store, say, anew=True)
+    outcome = _train_once(prepared, settings, request, store, callbacks, saving)
+    name = outcome.history.metric_name
+    say(
+        f"with {epochs} epochs: validation {name} {outcome.whole_history.metric:.4f}, before"
+        f" {first.whole_history.metric:.4f}"
+    )
+    return replace(outcome, checkpoints=(*first.checkpoints, *outcome.checkpoints))
 
 
 def _baselines(prepared: Prepared, say: Say) -> dict[str, float]:
@@ -192,7 +225,9 @@ def _baselines(prepared: Prepared, say: Say) -> dict[str, float]:
     task = prepared.source.task
     found = {CLASS_PRIOR: class_prior(fit, validation, task)}
     if prepared.weights is None:
-        found[LINEAR_ON_PIXELS] = linear_on_pixels(fit, validation, task, prepared.seed)
+        found[LINEAR_ON_PIXELS] = linear_on_pixels(
+            fit, validation, task, seed=prepared.seed, device=prepared.settings.device
+        )
     told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
     say(f"simple first, validation {metric_name(task)}: {told}")
     return found
@@ -204,17 +239,16 @@ def _train_once(
     request: TrainRequest,
     store: ModelStore,
     callbacks: Sequence[Callback],
-    say: Say,
+    saving: Checkpoint,
 ) -> Outcome:
     network = prepared.network(store)
     data = prepared.splits[Split.FIT], prepared.splits[Split.VALIDATION]
     task = prepared.source.task
-    saving = _checkpoint(prepared, settings, request, store, say)
     if prepared.weights is None:
         taking_part = [*callbacks, saving]
         history = train_from_scratch(network, prepared.fit, data[1], settings, task, taking_part)
         kept = "all layers, from scratch"
-        return Outcome(network, history, kept, settings, {}, saving.path)
+        return Outcome(network, history, history, kept, settings, {}, (saving.path,))
     tuned = fine_tune(
         network,
         *data,
@@ -225,9 +259,12 @@ def _train_once(
         keep_fine_tuned=request.keep_fine_tuned,
         body_fit=prepared.fit,
     )
-    # The linear head is no baseline of itself.
-    simple = {LINEAR_HEAD: tuned.head_history.metric} if tuned.kept != LINEAR_HEAD_KEPT else {}
-    return Outcome(network, tuned.history, tuned.kept, settings, simple, saving.path)
+    whole = tuned.body_history or tuned.head_history
+    if tuned.kept != LINEAR_HEAD_KEPT:
+        other = {LINEAR_HEAD: tuned.head_history.metric}
+    else:
+        other = {} if tuned.body_history is None else {FINE_TUNED: whole.metric}
+    return Outcome(network, tuned.history, whole, tuned.kept, settings, other, (saving.path,))
 
 
 def _checkpoint(
@@ -236,9 +273,15 @@ def _checkpoint(
     request: TrainRequest,
     store: ModelStore,
     say: Say,
+    *,
+    anew: bool = False,
 ) -> Checkpoint:
-    """After every epoch below the home folder; gone when the version is registered."""
-    path = store.home / "checkpoints" / f"{request.name}.safetensors"
+    """After every epoch below the home folder; gone when the version is registered.
+
+    A training `anew` has a file of its own, beside that of the one that it follows.
+    """
+    name = f"{request.name}.anew" if anew else request.name
+    path = store.home / "checkpoints" / f"{name}.safetensors"
     parts = (prepared.architecture, prepared.weights, prepared.spec, prepared.source.task)
     key = checkpoint_key(prepared.source.fingerprint, *parts, sorted(settings.as_dict().items()))
     done = epochs_in(path, key)
@@ -247,7 +290,7 @@ def _checkpoint(
             f"an interrupted training like this one reached epoch {done} of {settings.epochs};"
             " this one starts anew (--resume would go on from there)"
         )
-    if request.resume and not done:
+    if request.resume and not done and not anew:
         say("there is no interrupted training like this one to resume: starting anew")
     return Checkpoint(path, key, resume=request.resume and done > 0, say=say)
 
@@ -297,6 +340,7 @@ def _curves(history: TrainingHistory) -> dict[str, Any]:
                 "train_loss": epoch.train_loss,
                 "valid_loss": epoch.validation_loss,
                 "metric": epoch.validation_metric,
+                "seconds": epoch.seconds,
             }
             for epoch in history.epochs
         ],

@@ -43,7 +43,7 @@ class TrainingSettings:
     flip: bool = False  # tiny images are often signs, which a mirror spoils
     shift_share: float = 0.036  # of the side; 1 px at 28
     presize: float = 0.0  # side of the images to fit on over that of the network's; 0: the same
-    least_crop: float = 0.5  # of the area, that a warp of presized images keeps at least
+    least_crop: float = 0.5  # share of the largest cut that fits, that a warp keeps at least
     most_aspect: float = 4 / 3  # wider than high, or the reverse, at most
     rotation_degrees: float = 10.0  # at most, either way
     shear_degrees: float = 5.0

@@ -99,7 +99,8 @@ def open_source(
         table = read_raw_table(Path(data), delimiter, skip_bad, pattern, columns)
     labels, decided, notes = _part_labels(table, task)
     classes = table.classes or sorted({label for row in labels for label in row})
-    splits, split_notes = deal_splits(labels, table.named_splits, seed)
+    each = table.content if len(table.content) == len(labels) else None  # idx files have one
+    splits, split_notes = deal_splits(labels, table.named_splits, seed, each)
     fingerprint = _fingerprint(table, labels, splits)
     source = Source(
         name=table.name,

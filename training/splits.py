@@ -46,6 +46,7 @@ _TRAIN_OF_TRAIN_AND_TEST: Shares = {
     Split.VALIDATION: 1 / 12,
     Split.CALIBRATION: 1 / 12,
 }
+_VALIDATION_OF_FIT: Shares = {Split.FIT: 0.85, Split.VALIDATION: 0.15}
 _VALIDATION_HALVES: Shares = {Split.VALIDATION: 0.5, Split.CALIBRATION: 0.5}
 
 _MORE: Shares = {Split.FIT: 0.8, Split.VALIDATION: 0.1, Split.CALIBRATION: 0.1}
@@ -57,9 +58,15 @@ _ENOUGH_TO_SPARE = 400  # images in all, from which fit can spare that many
 
 
 def deal_splits(
-    labels: Sequence[Labels], named: Sequence[Split | None], seed: int
+    labels: Sequence[Labels],
+    named: Sequence[Split | None],
+    seed: int,
+    content: Sequence[bytes] | None = None,
 ) -> tuple[list[Split], list[str]]:
-    """A split for every row, seeded and stratified, keeping to what the source names."""
+    """A split for every row, seeded and stratified, keeping to what the source names.
+
+    `content` is a digest of each row's image: rows that are dealt and have the same go together.
+    """
     names = set(named)
     kind: Split | None
     if {Split.VALIDATION, Split.CALIBRATION} <= names:
@@ -67,6 +74,9 @@ def deal_splits(
     if Split.VALIDATION in names:
         kind, shares = Split.VALIDATION, _VALIDATION_HALVES
         notes = ["Calibration is a seeded half of the rows that the data name as validation."]
+    elif Split.CALIBRATION in names:
+        kind, shares = Split.FIT, _VALIDATION_OF_FIT
+        notes = ["The data name calibration and no validation: that is 15 % of the rows to fit on."]
     elif Split.TEST in names:
         kind, shares = Split.FIT, _TRAIN_OF_TRAIN_AND_TEST
         notes = []
@@ -80,9 +90,24 @@ def deal_splits(
         splits[row] = split
     if shares is _PLAIN and len(splits) >= _ENOUGH_TO_SPARE:
         notes += _fill_calibration(labels, splits, seed)
+    if content is not None:
+        notes += _keep_together(splits, rows, content)
     if Split.TEST not in splits:
         notes.append(_NO_TEST)
     return splits, notes
+
+
+def _keep_together(splits: list[Split], rows: Sequence[int], content: Sequence[bytes]) -> list[str]:
+    """Move rows to the split of the first of their content; a note where any were moved."""
+    first: dict[bytes, Split] = {}
+    moved = 0
+    for row in rows:
+        goal = first.setdefault(content[row], splits[row])
+        moved += splits[row] is not goal
+        splits[row] = goal
+    if not moved:
+        return []
+    return [f"{moved} copies of images were dealt to the split of the image that they repeat."]
 
 
 def _named_splits(

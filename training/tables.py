@@ -51,6 +51,7 @@ class TableRows:
     named_splits: list[Split | None]
     paths: list[Path]
     delimiter: str
+    notes: list[str]
 
 
 def read_table_file(path: Path, columns: Columns, delimiter: str) -> TableRows:
@@ -75,6 +76,7 @@ def read_table_file(path: Path, columns: Columns, delimiter: str) -> TableRows:
         ],
         paths=_resolve_files(path, names),
         delimiter=delimiter if len(labels) == 1 else SEPARATOR,
+        notes=_stray_spaces(rows, labels),
     )
 
 
@@ -121,6 +123,16 @@ def _labels(header: list[str], rows: list[list[str]], columns: list[int]) -> lis
         )
         for row in rows
     ]
+
+
+def _stray_spaces(rows: list[list[str]], columns: list[int]) -> list[str]:
+    """A note on labels that begin or end with a space, which is taken off."""
+    texts = (row[column] for row in rows for column in columns)
+    stray = [text for text in texts if text != text.strip()]
+    if not stray:
+        return []
+    told = some(sorted(set(map(repr, stray))))
+    return [f"{len(stray)} labels had spaces around them, which were taken off: {told}."]
 
 
 def _named_split(path: Path, row: int, column: str, value: str) -> Split:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -22,12 +22,12 @@ from model.errors import SettingsError
 from model.network import Network
 from training.callbacks import Callback
 from training.loop import Trainer
+from training.request import TrackerName
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-TrackerName = Literal["tensorboard", "mlflow", "none"]
 Say = Callable[[str], None]
 
 _BATCH_OF_METRICS = 500  # that MLflow is sent at once; it takes 1,000

@@ -6,6 +6,7 @@ They are started by torchrun (PyTorch elastic), and are one alone without it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,13 +98,23 @@ def current_world() -> World:
 def local_device(wanted: str) -> torch.device:
     """The device that the settings name; `auto` is cuda where there is one.
 
-    Among several processes plain `cuda` is a device of one's own.
+    Among several processes plain `cuda` is a device of one's own. Raises `SettingsError` for a
+    device that is not there.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and current_world().size > 1:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return torch.device(wanted)
+    devices = torch.cuda.device_count()
+    if re.fullmatch(r"cpu|cuda(:\d+)?", wanted) is None:
+        raise SettingsError(f"--device {wanted!r}: valid are auto, cpu, cuda, or cuda:N")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= devices:
+        raise SettingsError(
+            f"--device {wanted}: PyTorch sees {devices} CUDA devices here; valid are cpu"
+            + "".join(f", cuda:{number}" for number in range(devices))
+        )
+    return device
 
 
 @contextmanager

@@ -10,6 +10,7 @@ comes after it (export, calibration, outlier score, report) has no like in fasta
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -19,13 +20,15 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from model.settings import ModelSettings
 from model.store import ModelStore
 from plumbline.training_options import take_knobs, training_options
 from training.loop import predict_all
-from training.preparation import TrainRequest, prepare_training
+from training.preparation import prepare_training
 from training.recipe import train_network
+from training.request import TrainRequest
 from training.splits import Split
 
 
@@ -34,6 +37,7 @@ from training.splits import Split
 @click.argument("epochs", type=int)
 @click.argument("seed", type=int)
 @click.option("--architecture")
+@click.option("--size", type=int)
 @click.option("--learning-rate", type=float)
 @click.option("--batch-size", type=int)
 @training_options
@@ -64,4 +68,5 @@ def cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(os.cpu_count() or 1)
     main()

@@ -3,7 +3,8 @@
     .venv/bin/python bench/train.py overhead [--rounds 7] [--device cuda]
 
 The bare loop takes a batch, computes loss and gradients, steps, and sets the rate by torch's own
-OneCycleLR; nothing is recorded, checked, shown or validated. Ends with 1 over 3 %.
+OneCycleLR; nothing is recorded, checked, shown or validated. Ends with 1 over 3 % more time
+(`--most`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from train_parts.machine import print_machine, spread
 from training.loop import Arrays, Trainer
 from training.settings import TrainingSettings
 
-MOST_OVERHEAD = 0.03
 IMAGES, BATCH, CLASSES = 4096, 256, 10
 
 
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--architecture", default="small-resnet")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--most", type=float, default=0.03, help="share of the time")
     options = parser.parse_args()
     print_machine("torch")
     spec = default_input_spec(options.architecture)
@@ -53,7 +54,7 @@ def main() -> None:
     ratios = [ours / bare for ours, bare in pairs[1:]]
     speeds = [IMAGES / statistics.median(side) for side in zip(*pairs[1:], strict=True)]
     print(f"ours {speeds[0]:.0f} images/s, bare {speeds[1]:.0f}; time {spread(ratios, '.3f')}")
-    sys.exit(0 if statistics.median(ratios) <= 1 + MOST_OVERHEAD else 1)
+    sys.exit(0 if statistics.median(ratios) <= 1 + options.most else 1)
 
 
 def our_seconds(architecture: str, data: Arrays, settings: TrainingSettings) -> float:

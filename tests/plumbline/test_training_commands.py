@@ -14,10 +14,12 @@ import pytest
 QUICK = ("--architecture", "small-resnet", "--batch-size", "128")
 
 
-def test_lr_find_suggests_rates_and_draws_them(run_plumbline, garments, tmp_path):
+def test_lr_find_suggests_rates_and_draws_them(run_plumbline, few_garments, tmp_path):
     picture = tmp_path / "rates.svg"
     done = run_plumbline(
-        *("lr-find", "--data", garments, *QUICK, "--out", picture, "--json"), home=tmp_path / "home"
+        *("lr-find", "--data", few_garments, "--architecture", "small-resnet"),
+        *("--batch-size", "32", "--precision", "fp32", "--out", picture, "--json"),
+        home=tmp_path / "home",
     )
     found = json.loads(done.stdout)
     assert set(found["suggestions"]) == {"valley", "slide", "minimum", "steep"}

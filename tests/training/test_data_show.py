@@ -52,6 +52,25 @@ def test_training_steps_end_in_what_the_network_takes(source: Source) -> None:
     assert not np.array_equal(draws[0], draws[1])
 
 
+def test_erasing_and_mixing_are_shown_where_they_are_asked_for(source: Source) -> None:
+    row = source.rows(Split.FIT)[0]
+    settings = TrainingSettings(presize=1.5, erase_probability=1.0, mixup=0.4, cutmix=1.0)
+    steps = {step.name: step for step in show_item(source, row, SPEC, settings)}
+    assert list(steps)[7:12] == [
+        "erase, draw 1",
+        "erase, draw 2",
+        "erase, draw 3",
+        "mixup",
+        "CutMix",
+    ]
+    before, erased = steps["warp, draw 1"].picture, steps["erase, draw 1"].picture
+    assert before is not None
+    assert erased is not None
+    assert 0 < (before != erased).any(axis=2).mean() < 0.5
+    assert f"with {source.names[source.rows(Split.FIT)[1]]}" in steps["mixup"].says
+    assert (steps["CutMix"].picture != erased).any()
+
+
 def test_a_row_that_is_not_trained_on_goes_the_way_of_serving(source: Source) -> None:
     row = source.rows(Split.VALIDATION)[0]
     steps = show_item(source, row, SPEC, TrainingSettings(presize=1.5))

@@ -20,7 +20,7 @@ from model.network import create_network, default_input_spec
 from training.distributed import WholeBatchNorm, share_batch_norm
 from training.loop import Arrays, Trainer
 from training.settings import TrainingSettings
-from training.world import World, training_together
+from training.world import World, local_device, training_together
 
 SETTINGS = TrainingSettings(
     epochs=2,
@@ -175,3 +175,17 @@ def test_batch_norm_that_does_more_is_left_alone_on_a_cpu() -> None:
     network = nn.Sequential(BatchNormAct2d(3))
     share_batch_norm(network)
     assert type(network[0]) is BatchNormAct2d
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("tpu", "valid are auto, cpu, cuda, or cuda:N"),
+        ("cuda:x", "valid are auto, cpu, cuda, or cuda:N"),
+        ("cuda:99", "PyTorch sees"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(wanted: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        local_device(wanted)
+    assert local_device("cpu") == torch.device("cpu")

@@ -55,11 +55,20 @@ def test_a_gain_within_chance_is_too_close_to_call() -> None:
 
 
 def test_the_command_trains_on_each_share_and_draws(
-    garments: Path, tmp_path: Path, run_plumbline: Callable[..., Any]
+    few_garments: Path, tmp_path: Path, run_plumbline: Callable[..., Any]
 ) -> None:
     # Few steps: at the rate of a whole training their end would be chance.
-    short = ("--epochs", "2", "--learning-rate", "0.05")
-    command = ("learning-curve", "--data", garments, *short, "--shares")
+    short = (
+        "--epochs",
+        "2",
+        "--learning-rate",
+        "0.05",
+        "--batch-size",
+        "64",
+        "--precision",
+        "fp32",
+    )
+    command = ("learning-curve", "--data", few_garments, *short, "--shares")
     out = tmp_path / "curve.svg"
     done = run_plumbline(*command, "0.25,1", "--out", out, "--json", home=tmp_path)
     curve = json.loads(done.stdout)

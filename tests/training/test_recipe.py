@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,11 +16,16 @@ import training.preparation
 import training.recipe
 from model.bundle import REFERENCE, Bundle
 from model.decision import Task
+from model.network import Network
 from model.store import ModelStore
 from monitoring.records import read_records
-from training.preparation import TrainRequest
-from training.progress import DecodingBar
-from training.recipe import run_training
+from training.decoding_bar import DecodingBar
+from training.fine_tuning import LINEAR_HEAD_KEPT
+from training.history import EpochRecord, TrainingHistory
+from training.preparation import Prepared, prepare_training
+from training.recipe import run_training, train_network
+from training.request import TrainRequest
+from training.settings import TrainingSettings
 
 SIDE = 28  # px
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230)}
@@ -109,6 +115,45 @@ def test_single_label_csv_without_test_rows_reports_validation_and_says_so(
     assert "no test rows" in notes
     assert "half of the rows" in notes
     assert "30 images without a label were left out of single-label training" in notes
+
+
+def course(losses: list[float], metric: float = 0.9) -> TrainingHistory:
+    """A training with these validation losses after its epochs."""
+    epochs = [EpochRecord(place, 1.0, loss, metric, 1.0) for place, loss in enumerate(losses, 1)]
+    return TrainingHistory("accuracy", [1.0], [0.1], epochs)
+
+
+@pytest.mark.parametrize("kept", ["fine-tuned", LINEAR_HEAD_KEPT])
+def test_where_validation_loss_turned_it_trains_anew_with_so_many_epochs(
+    tmp_path: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    trained: list[tuple[int, Path]] = []
+
+    def train_once(
+        prepared: Prepared, settings: TrainingSettings, *rest: Any
+    ) -> training.recipe.Outcome:
+        saving = rest[-1]
+        trained.append((settings.epochs, saving.path))
+        whole = course([0.5, 0.3, 0.4, 0.6][: settings.epochs], 0.8)
+        history = whole if kept == "fine-tuned" else course([0.3], 0.95)
+        network = cast(Network, None)
+        return training.recipe.Outcome(network, history, whole, kept, settings, {}, (saving.path,))
+
+    monkeypatch.setattr(training.recipe, "_train_once", train_once)
+    monkeypatch.setattr(training.recipe, "_baselines", lambda prepared, say: {})
+    data = write_data(tmp_path / "data", [("red",), ("green",)] * 80, lambda row: "")
+    said: list[str] = []
+    request = TrainRequest(
+        str(data), "blots", architecture="small-resnet", epochs=4, retrain_to_overfit_point=True
+    )
+    prepared = prepare_training(request, store, show_progress=False)
+    outcome = train_network(prepared, request, store, [], said.append)
+    assert [epochs for epochs, _ in trained] == [4, 2]
+    assert len({path for _, path in trained}) == 2, "a kill in the second would lose the first"
+    assert outcome.settings.epochs == 2
+    assert set(outcome.checkpoints) == {path for _, path in trained}
+    assert "validation loss turned after epoch 2: training anew with that many" in said
+    assert said[-1] == "with 2 epochs: validation accuracy 0.8000, before 0.8000"
 
 
 class Stop(Exception):  # noqa: N818  (ends a training, is no error)

@@ -115,6 +115,27 @@ def test_calibration_of_few_or_of_many_images_keeps_its_share() -> None:
         assert not any("went from fit" in note for note in notes)
 
 
+def test_copies_of_an_image_are_dealt_to_one_split(tmp_path: Path) -> None:
+    fill(tmp_path / "cat", 30)
+    fill(tmp_path / "dog", 30, first=100)
+    for number in range(100, 110):
+        (tmp_path / "dog" / f"again{number}.png").write_bytes(image_bytes(number))
+    source = open_source(tmp_path)
+    split_of = dict(zip(source.names, source.splits, strict=True))
+    for number in range(100, 110):
+        assert split_of[f"dog/again{number}.png"] is split_of[f"dog/{number}.png"]
+    assert any("copies of images were dealt to the split of" in note for note in source.notes)
+
+
+def test_a_table_that_names_calibration_alone_keeps_it_and_gets_validation(tmp_path: Path) -> None:
+    fill(tmp_path, 60)
+    words = ["train"] * 40 + ["calibration"] * 20
+    lines = [f"{row:03}.png,{('cat', 'dog')[row % 2]},{word}" for row, word in enumerate(words)]
+    source = open_source(write_csv(tmp_path, lines, "fname,label,split"))
+    assert counts(source) == {"fit": 34, "validation": 6, "calibration": 20, "test": 0}
+    assert any("name calibration and no validation" in note for note in source.notes)
+
+
 def test_same_seed_same_splits_and_fingerprint(tmp_path: Path) -> None:
     fill(tmp_path / "cat", 20)
     fill(tmp_path / "dog", 20, first=100)

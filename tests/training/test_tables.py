@@ -150,6 +150,16 @@ def test_one_file_with_two_labels_is_told(tmp_path: Path) -> None:
     assert told in source.notes
 
 
+def test_spaces_around_labels_are_taken_off_and_told(tmp_path: Path) -> None:
+    fill(tmp_path, 40)
+    rows = [
+        row.replace(",", ", ") if place < 3 else row for place, row in enumerate(plain_rows(40))
+    ]
+    source = open_source(write_csv(tmp_path, rows, "fname,label"))
+    assert source.classes == list(CLASSES)
+    assert any(note.startswith("3 labels had spaces around them") for note in source.notes)
+
+
 def test_file_names_may_hold_spaces_newlines_commas_and_other_scripts(tmp_path: Path) -> None:
     names = ["a b.png", "new\nline.png", "comma, here.png", "Käse 猫.png"]
     rows = []

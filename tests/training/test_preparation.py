@@ -1,0 +1,81 @@
+"""The images choose what a request leaves open; options that would do nothing are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from model.errors import SettingsError
+from model.store import ModelStore
+from training.preparation import choose_architecture, choose_pipeline
+from training.request import TrainRequest, open_request
+
+
+@pytest.fixture
+def request_for(tmp_path: Path) -> Callable[..., TrainRequest]:
+    """`request_for(side, **changes)`: a training on images of that side."""
+
+    def make(side: int, **changes: object) -> TrainRequest:
+        folder = tmp_path / str(side)
+        for label, first in (("cat", 0), ("dog", 20)):
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            for number in range(first, first + 20):
+                image = Image.new("RGB", (side, side), (number, 0, 0))
+                image.save(folder / label / f"{number}.png")
+        return TrainRequest(data=str(folder), name="pets", **changes)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("side", "architecture", "weights", "chosen"),
+    [
+        (28, None, None, ("small-resnet", None)),
+        (28, None, "none", ("small-resnet", None)),
+        (28, "resnet18", None, ("resnet18", None)),
+        (28, None, "package", ("tf_efficientnet_lite0", "package")),
+        (200, None, None, ("tf_efficientnet_lite0", "package")),
+        (200, None, "none", ("tf_efficientnet_lite0", None)),
+        (200, "resnet18", None, ("resnet18", "timm")),
+        (200, "resnet18", "none", ("resnet18", None)),
+        (200, "nf_resnet26", None, ("nf_resnet26", None)),  # timm has no weights of it
+        (200, "small-resnet", None, ("small-resnet", None)),
+        (200, "resnet18", "pets:latest", ("resnet18", "pets:latest")),
+    ],
+)
+def test_photographs_begin_from_weights_and_tiny_images_from_scratch(
+    request_for, tmp_path, side, architecture, weights, chosen
+) -> None:
+    request = request_for(side, architecture=architecture, weights=weights)
+    assert choose_architecture(request, open_request(request, tmp_path)) == chosen
+
+
+def test_from_scratch_the_whole_image_is_taken_and_photographs_are_warped(
+    request_for, store: ModelStore
+) -> None:
+    _, tiny, settings = choose_pipeline(request_for(28, architecture="resnet18", size=28), store)
+    assert (tiny.size, tiny.crop, settings.presize) == (28, 1.0, 0)
+    _, large, settings = choose_pipeline(request_for(200, weights="none"), store)
+    assert (large.crop, settings.presize, settings.flip) == (1.0, 1.75, True)
+    _, tuned, _ = choose_pipeline(request_for(200), store)
+    assert tuned.crop < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epochs": 0}, "--epochs 0 trains the head alone"),
+        ({"body_learning_rate": 1e-3}, "a range of --learning-rate: this is for fine-tuning"),
+        ({"knobs": {"frozen_groups": 1}}, "--frozen-groups: this is for fine-tuning"),
+        ({"keep_fine_tuned": True}, "--keep-fine-tuned: this is for fine-tuning"),
+        ({"knobs": {"least_crop": 0.7, "lighting": 0.1}}, "--least-crop, --lighting: images are"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(
+    request_for, store: ModelStore, changes, said
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        choose_pipeline(request_for(28, **changes), store)
