@@ -7,6 +7,7 @@
     ├── ImageError            one image is refused; carries the code of the HTTP contract
     ├── BundleError           a model bundle is incomplete, corrupt or of another schema
     ├── StoreError            a model version or stage does not exist or may not change so
+    ├── StartError            a server has nothing to serve
     ├── EngineError           an engine is missing or cannot run this model
     ├── MonitorError          the monitor's state or a retraining cannot be used as it is
     └── ServiceError          a running service refused a request, or cannot be reached
@@ -55,6 +56,10 @@ class BundleError(PlumblineError):
 
 class StoreError(PlumblineError):
     """A model version or stage does not exist, or may not be changed in this way."""
+
+
+class StartError(PlumblineError):
+    """A server ends while it starts: there is no champion, or it cannot be served."""
 
 
 class EngineError(PlumblineError):

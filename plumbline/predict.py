@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from model.engines import EngineName, load_engine
+from model.engine_names import EngineName
+from model.engines import load_engine
 from model.errors import ImageError, ImageErrorCode, ServiceError
 from model.images import Pixels, prepare
 from model.store import ModelStore

@@ -9,9 +9,12 @@ from __future__ import annotations
 import ctypes
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from model.bundle import Bundle
-from model.engines import EngineName
+from model.engine_names import EngineName
+
+if TYPE_CHECKING:  # settings are read by commands that need no bundle
+    from model.bundle import Bundle
 
 # The driver's control device, on Linux and on Linux within Windows.
 _GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))

@@ -14,6 +14,7 @@ from service import metrics
 from service.default_engine import usable_engine
 from service.predictor import Predictor
 from service.settings import ServiceSettings
+from service.start import Start
 
 log = logging.getLogger("plumbline.rollout")
 
@@ -25,12 +26,16 @@ class Rollout:
     """Holds the predictor in force and replaces it when another version is promoted.
 
     A version that cannot be loaded, whatever the reason, leaves the old one answering. It is
-    tried again after pauses that grow: the reason may pass, or be mended.
+    tried again after pauses that grow: the reason may pass, or be mended. How the first one went is
+    told to whoever waits for the `start`.
     """
 
-    def __init__(self, settings: ServiceSettings, store: ModelStore) -> None:
+    def __init__(
+        self, settings: ServiceSettings, store: ModelStore, start: Start | None = None
+    ) -> None:
         self._settings = settings
         self._store = store
+        self._start = start
         self._told: tuple[str, str] | None = None  # the refusal last logged: of what, and why
         self._refused: str | None = None
         self._pause_seconds = settings.follow_seconds
@@ -106,6 +111,8 @@ class Rollout:
         gc.collect()
         gc.freeze()
         log.info("serving %s", predictor.bundle.manifest.tag)
+        if self._start is not None:
+            self._start.succeed()
 
     def _refuse(self, tag: str, error: Exception) -> None:
         longer = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
@@ -119,7 +126,15 @@ class Rollout:
         if self._told != (tag, str(error)):
             metrics.MODEL_LOAD_FAILURES.inc()
             unforeseen = None if isinstance(error, PlumblineError) else error
-            log.error(
-                "still serving %s: %s", self._champion_tag or "nothing", error, exc_info=unforeseen
-            )
+            is_told = self._tell_supervisor(str(error))
+            if unforeseen or not is_told:
+                serving = self._champion_tag or "nothing"
+                log.error("still serving %s: %s", serving, error, exc_info=unforeseen)
         self._told = (tag, str(error))
+
+    def _tell_supervisor(self, why: str) -> bool:
+        """During the start the supervisor is told instead: it says so once, and ends."""
+        if self._start is None or self._start.is_over:
+            return False
+        self._start.refuse(why)
+        return True

@@ -35,8 +35,8 @@ def serve(settings: ServiceSettings) -> None:
     """Serve the champion until SIGINT, SIGTERM or SIGHUP.
 
     Raises `SettingsError` before anything is started: address or port not to be had, no keys
-    beyond loopback. Raises `StoreError` or `BundleError` before anything is answered: no champion,
-    or one that does not verify. That is found out while the workers start, which take longer.
+    beyond loopback. Raises `StartError` before anything is answered: no champion, or one that does
+    not verify, as the workers find out.
     """
     check_keys(settings)
     check_address(settings.host, settings.port, "PLUMBLINE_SERVE_ON")
@@ -58,7 +58,6 @@ def serve(settings: ServiceSettings) -> None:
             workers=workers,
             folder=Path(own),
             stop_seconds=settings.drain_seconds + settings.stop_seconds,
-            meanwhile=lambda: check_champion(settings),
         )
 
 
@@ -76,6 +75,8 @@ def check_keys(settings: ServiceSettings) -> None:
 
 def check_records(url: str) -> None:
     """Raise `SettingsError` when records cannot be written to a URL of this kind."""
+    if "://" not in url:  # a folder
+        return
     import fsspec
 
     try:
@@ -85,15 +86,6 @@ def check_records(url: str) -> None:
             f"PLUMBLINE_RECORDS_URL={url!r}: {error}; valid is a folder or a URL whose fsspec"
             " package is installed"
         ) from error
-
-
-def check_champion(settings: ServiceSettings) -> None:
-    """Raise `StoreError` or `BundleError` unless there is an intact champion to serve."""
-    from model.store import ModelStore
-
-    store = ModelStore(settings)
-    store.load(store.champion(settings.model))
-    store.state.dispose()
 
 
 def _export(settings: ServiceSettings) -> None:

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from model.engines import EngineName
+from model.engine_names import EngineName
 from model.limits import ImageLimits
 from model.settings import address, split_address
 from monitoring.settings import MonitoringSettings

@@ -12,9 +12,8 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,8 +23,10 @@ from circus.sockets import CircusSocket
 from circus.watcher import Watcher
 from tornado.ioloop import PeriodicCallback
 
+from model.errors import StartError
 from model.listening import family_of
 from service.settings import SUPERVISOR_VARIABLE
+from service.start import FOLDER_VARIABLE, Start
 
 _ROOT = Path(__file__).parent.parent
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -44,14 +45,12 @@ def run_workers(
     workers: int,
     folder: Path,
     stop_seconds: float,
-    meanwhile: Callable[[], None],
 ) -> None:
     """Serve with so many worker processes until a signal says to stop.
 
-    `folder` is this server's own: metrics of the workers and the supervisor's control sockets lie
-    there. A worker has `stop_seconds` to finish what is in flight, and is killed a little later.
-    `meanwhile` runs in a thread while the workers start; what it raises stops them and is raised
-    again.
+    `folder` is this server's own: metrics of the workers, how their start goes and the supervisor's
+    control sockets lie there. A worker has `stop_seconds` to finish what is in flight, and is
+    killed a little later. Raises `StartError` where the workers find nothing to serve.
     """
     metrics = folder / "metrics"
     metrics.mkdir()
@@ -63,26 +62,26 @@ def run_workers(
             signal.signal(number, ending.ask)
         if hangup is signal.SIG_IGN:  # as by nohup
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    failures: list[Exception] = []
+    start = Start(folder)
+    refusals: list[str] = []
 
-    def check() -> None:
-        try:
-            meanwhile()
-        except Exception as error:  # noqa: BLE001 (raised again below)
-            failures.append(error)
+    def end_without_a_model() -> None:
+        if not refusals and (why := start.refusal) is not None:
+            refusals.append(why)
             ending.ask()
 
-    # A thread, and one that need not end: what is checked may take its time, and signals not wait.
-    checking = threading.Thread(target=check, name="check", daemon=True)
     for task, seconds in (
         (ending.attempt, _ASK_SECONDS),
+        (end_without_a_model, _ASK_SECONDS),
         (lambda: forget_dead_workers(metrics, arbiter), _WATCH_SECONDS),
     ):
         PeriodicCallback(task, seconds * 1000).start()
-    outcome = arbiter.start(cb=lambda _: checking.start())
-    for error in (*failures, outcome.exception()):
-        if error is not None:
-            raise error
+    outcome = arbiter.start()
+    if refusals:
+        raise StartError(refusals[0])
+    error = outcome.exception()
+    if error is not None:
+        raise error
 
 
 class Ending:
@@ -154,6 +153,7 @@ def _arbiter(
                 env={
                     "PROMETHEUS_MULTIPROC_DIR": str(metrics),
                     SUPERVISOR_VARIABLE: str(os.getpid()),
+                    FOLDER_VARIABLE: str(folder),
                 },
                 copy_env=True,
                 use_sockets=True,

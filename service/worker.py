@@ -26,6 +26,7 @@ from service.http import Door
 from service.predictor import Judgement, Predictor
 from service.rollout import Rollout
 from service.settings import SUPERVISOR_VARIABLE, ServiceSettings
+from service.start import Start
 
 log = logging.getLogger("plumbline.worker")
 
@@ -38,7 +39,7 @@ class Worker:
 
     def __init__(self, settings: ServiceSettings) -> None:
         store = ModelStore(settings)
-        self._rollout = Rollout(settings, store)
+        self._rollout = Rollout(settings, store, Start.of_this_worker())
         self._admission = Admission(settings)
         self._batcher: Batcher[Pixels, Judgement] = Batcher(
             _predict,

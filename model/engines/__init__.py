@@ -6,15 +6,14 @@ without torch installed.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import Bundle
+from model.engine_names import EngineName
 from model.errors import EngineError
-
-EngineName = Literal["openvino", "torch"]
 
 
 class Outputs(NamedTuple):

@@ -9,7 +9,8 @@ import openvino
 from numpy.typing import NDArray
 
 from model.bundle import OPENVINO
-from model.engines import EngineName, Outputs
+from model.engine_names import EngineName
+from model.engines import Outputs
 from model.errors import EngineError
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from model.bundle import NETWORK
-from model.engines import EngineName, Outputs
+from model.engine_names import EngineName
+from model.engines import Outputs
 from model.errors import EngineError
 from model.images import InputSpec
 from model.network import create_network

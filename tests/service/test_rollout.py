@@ -13,6 +13,7 @@ from model.errors import BundleError
 from service import rollout
 from service.rollout import Rollout
 from service.settings import ServiceSettings
+from service.start import Start
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def clock(monkeypatch):
 class Watched(Rollout):
     """Loads bundles from the real store, without the network in them; or fails as told."""
 
-    def __init__(self, store, **settings) -> None:
-        super().__init__(ServiceSettings(home=store.home, **settings), store)
+    def __init__(self, store, start: Start | None = None, **settings) -> None:
+        super().__init__(ServiceSettings(home=store.home, **settings), store, start)
         self.fault: Exception | None = None
         self.tries = 0
 
@@ -148,3 +149,30 @@ def test_a_store_that_cannot_be_read_is_told_once(store, monkeypatch, caplog):
         assert follower.look_now() is None
     assert failures() - before == 1
     assert len(caplog.records) == 1
+
+
+# What the supervisor is told
+
+
+def test_a_start_without_a_champion_is_told_once_and_one_with_it_is_over(
+    store, register, tmp_path, caplog
+):
+    start = Start(tmp_path)
+    follower = Watched(store, start)
+    follower.look_now()
+    assert "there is no champion" in start.refusal
+    assert "still serving" not in caplog.text, "the supervisor says it, for all workers"
+    store.promote(register())
+    follower.look_now()
+    assert (start.is_over, start.refusal) == (True, None)
+
+
+def test_after_the_start_a_worker_that_cannot_load_ends_nothing(store, register, tmp_path, caplog):
+    start = Start(tmp_path)
+    start.succeed()
+    store.promote(register())
+    late = Watched(store, start)
+    late.fault = BundleError("damaged")
+    assert late.look_now() is None
+    assert start.refusal is None
+    assert "still serving nothing: damaged" in caplog.text
