@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.decision import Task
@@ -17,6 +20,7 @@ from training.callbacks import Callback
 from training.history import TrainingHistory
 from training.loop import Arrays, Samples, Trainer, predict_all
 from training.loss import Floats, Targets
+from training.mapped import ChosenRows, KeepRows, blocks, file_of_rows
 from training.schedule import discriminative_rates
 from training.settings import BODY_GROUPS, TrainingSettings
 from training.world import current_world, local_device
@@ -26,20 +30,33 @@ LINEAR_HEAD_KEPT = "linear head"
 _HEAD_EPOCHS = 40
 _HEAD_RATE = 3e-3
 _HEAD_WEIGHT_DECAY = 0.05
+_EMBEDDED_IMAGES = 4_000  # before their features are put away
 
 
 class LinearHead(nn.Module):
-    """A linear classifier on features that stay as they are."""
+    """A linear classifier on features that stay as they are, but for `mean` and `scale`, D each."""
 
-    def __init__(self, feature_count: int, class_count: int) -> None:
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        feature_count: int,
+        class_count: int,
+        mean: Floats | None = None,
+        scale: Floats | None = None,
+    ) -> None:
         super().__init__()
+        zeros, ones = torch.zeros(feature_count), torch.ones(feature_count)
+        self.register_buffer("mean", zeros if mean is None else torch.from_numpy(mean))
+        self.register_buffer("scale", ones if scale is None else torch.from_numpy(scale))
         self.linear = nn.Linear(feature_count, class_count)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits N x C and the features N x D themselves."""
-        return self.linear(features), features
+        return self.linear((features - self.mean) / self.scale), features
 
 
 @dataclass(frozen=True)
@@ -97,7 +114,7 @@ def fit_head(
 
     Features are standardised for training and the scales folded into the weights after it.
     """
-    mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
+    mean, scale = _mean_and_scale(features)
     settings = TrainingSettings(
         epochs=_HEAD_EPOCHS,
         batch_size=min(256, max(8, len(features) // 16)),
@@ -110,11 +127,11 @@ def fit_head(
         deterministic=deterministic,
         seed=seed,
     )
-    head = LinearHead(features.shape[1], class_count)
+    head = LinearHead(features.shape[1], class_count, mean, scale)
     history = Trainer(
         head,
-        Arrays((features - mean) / scale, targets),
-        Arrays((validation_features - mean) / scale, validation_targets),
+        Arrays(features, targets),
+        Arrays(validation_features, validation_targets),
         settings,
         task,
         callbacks=callbacks,
@@ -122,6 +139,18 @@ def fit_head(
     weight = head.linear.weight.detach().cpu() / torch.from_numpy(scale)
     bias = head.linear.bias.detach().cpu() - weight @ torch.from_numpy(mean)
     return FittedHead(weight, bias, history)
+
+
+def _mean_and_scale(features: Floats) -> tuple[Floats, Floats]:
+    """Per feature, D each; block by block, since the features may lie in a file."""
+    count, width = features.shape
+    total, squares = np.zeros(width), np.zeros(width)
+    for block in blocks(features):
+        total += block.sum(axis=0, dtype=np.float64)
+        squares += (block.astype(np.float64) ** 2).sum(axis=0)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(0, squares / count - mean**2))
+    return mean.astype(np.float32), (deviation + 1e-6).astype(np.float32)
 
 
 def fine_tune(
@@ -135,18 +164,21 @@ def fine_tune(
     body_callbacks: Sequence[Callback] = (),
     keep_fine_tuned: bool = False,
     body_fit: Samples | None = None,
+    folder: Path | None = None,
 ) -> FineTuned:
     """Fit the head on frozen features, then train all layers; keep the better on validation.
 
     `body_callbacks` take part in the second training alone, on `body_fit` where that is given
     (presized images of the same rows). `keep_fine_tuned` keeps its outcome
-    also where it is no better.
+    also where it is no better. The features of the images to fit on lie in a file in `folder`
+    while the head is fitted (None: the system's folder for temporary files).
 
     Batch norm statistics stay frozen. The body's rates climb from
     `settings.body_learning_rate` (a hundredth of the head's where it is None) to the head's.
     """
     network.to(local_device(settings.device))
-    head = _fit_head_of(network, fit, validation, settings, task, callbacks)
+    with file_of_rows(folder) as keep:
+        head = _fit_head_of(network, fit, validation, settings, task, callbacks, keep)
     if settings.epochs == 0:
         return FineTuned(head.history, None, LINEAR_HEAD_KEPT)
     frozen = copy.deepcopy(network.state_dict())
@@ -204,10 +236,15 @@ def _fit_head_of(
     settings: TrainingSettings,
     task: Task,
     callbacks: Sequence[Callback],
+    keep: KeepRows,
 ) -> FittedHead:
-    """Embed both splits once, fit the head on that, and put it into the network."""
+    """Embed both splits once, fit the head on that, and put it into the network.
+
+    `keep` puts the many features to fit on where they need no memory.
+    """
     world = current_world()
-    _, features = predict_all(network, fit.images, world=world)
+    parts: Iterator[Any] = (ChosenRows(fit.images, rows) for rows in _parts_of(len(fit.images)))
+    features = keep(predict_all(network, part, world=world)[1] for part in parts)
     _, validation_features = predict_all(network, validation.images, world=world)
     head = fit_head(
         features,
@@ -225,3 +262,8 @@ def _fit_head_of(
         network.head.weight.copy_(head.weight)
         network.head.bias.copy_(head.bias)
     return head
+
+
+def _parts_of(count: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, count, _EMBEDDED_IMAGES):
+        yield np.arange(start, min(start + _EMBEDDED_IMAGES, count))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,9 @@ from numpy.typing import NDArray
 KEPT_BYTES = 256 * 2**20  # of a mapped file up to which its pages may stay
 
 _BLOCK = 64  # rows
+_LARGE_BLOCK = 4_096
+
+KeepRows = Callable[[Iterable[NDArray[np.float32]]], NDArray[np.float32]]
 
 
 def copy_rows(images: Any, rows: Any) -> NDArray[Any]:
@@ -19,12 +25,14 @@ def copy_rows(images: Any, rows: Any) -> NDArray[Any]:
 
     The pages of a large mapped file are given back at once: the system keeps them as long as
     there is room, but they would count as this process's memory, which then grew with the data.
+    Those of `file_of_rows` are, however large it is.
     """
     if isinstance(images, ChosenRows):
         return copy_rows(images.array, images.rows[rows])
     copied = np.array(images[rows])
     mapping = getattr(images, "_mmap", None)  # where numpy.memmap keeps it
-    if mapping is not None and images.nbytes > KEPT_BYTES:
+    large = images.nbytes > KEPT_BYTES or isinstance(images, _OwnFile)
+    if mapping is not None and large:
         mapping.madvise(mmap.MADV_DONTNEED)
     return copied
 
@@ -33,6 +41,42 @@ def each_row(images: Any) -> Iterator[NDArray[Any]]:
     """Rows one after the other, copied in blocks."""
     for start in range(0, len(images), _BLOCK):
         yield from copy_rows(images, slice(start, start + _BLOCK))
+
+
+def blocks(rows: Any) -> Iterator[NDArray[Any]]:
+    """Copies of many rows at a time."""
+    for start in range(0, len(rows), _LARGE_BLOCK):
+        yield copy_rows(rows, slice(start, start + _LARGE_BLOCK))
+
+
+class _OwnFile(np.memmap):
+    """A mapped file of this process alone."""
+
+
+@contextmanager
+def file_of_rows(folder: Path | None = None) -> Iterator[KeepRows]:
+    """Gives a function that puts parts N x D, one after the other, into a file, and maps it.
+
+    The file is gone after the body, or with the process, and rows of it can be read until then.
+
+    >>> with file_of_rows() as keep:
+    ...     rows = keep(np.full((2, 3), part, np.float32) for part in (1, 2))
+    ...     (rows.shape, copy_rows(rows, [1, 2])[:, 0].tolist())
+    ((4, 3), [1.0, 2.0])
+    """
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+
+        def keep(parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+            count = width = 0
+            for part in parts:
+                file.write(np.ascontiguousarray(part, np.float32).data)
+                count, width = count + len(part), part.shape[1]
+            file.flush()
+            return _OwnFile(file, np.float32, "r", shape=(count, width))
+
+        yield keep
 
 
 class ChosenRows:

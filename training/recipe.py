@@ -175,7 +175,8 @@ def sweep_learning_rate(
     if prepared.weights is None:
         trainer = Trainer(network, prepared.fit, data[1], settings, task)
     else:
-        fine_tune(network, *data, replace(settings, epochs=0), task)
+        head_alone = replace(settings, epochs=0)
+        fine_tune(network, *data, head_alone, task, folder=store.home / "cache")
         trainer = body_trainer(network, prepared.fit, data[1], settings, task)
     return find_learning_rate(trainer, lowest=lowest, highest=highest, steps=steps)
 
@@ -258,6 +259,7 @@ def _train_once(
         body_callbacks=[saving],
         keep_fine_tuned=request.keep_fine_tuned,
         body_fit=prepared.fit,
+        folder=saving.path.parent,
     )
     whole = tuned.body_history or tuned.head_history
     if tuned.kept != LINEAR_HEAD_KEPT:

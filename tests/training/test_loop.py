@@ -236,8 +236,8 @@ def test_auto_precision_measures_and_leaves_weights_and_results_alone() -> None:
 
 @pytest.mark.parametrize("precision", [one.name for one in PRECISIONS])
 def test_every_precision_trains(precision: str) -> None:
-    settings = replace(QUICK, epochs=5, learning_rate=0.1, precision=precision)
-    history = train_from_scratch(network(), stripes(96), stripes(48, 1), settings, "single")
+    settings = replace(QUICK, epochs=4, learning_rate=0.1, precision=precision)
+    history = train_from_scratch(network(), stripes(64), stripes(30, 1), settings, "single")
     assert history.precision == precision
     assert history.metric > 0.9
 
