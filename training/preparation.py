@@ -104,7 +104,7 @@ def prepare_training(
         say(note)
     architecture, weights = choose_architecture(request, source)
     settings = _settings(request, source, pretrained=weights is not None)
-    spec = _input_spec(architecture, request.size, pretrained=weights is not None)
+    spec = _input_spec(architecture, weights, request.size, store)
     with DecodingBar(enabled=show_progress) as decoding:
         splits = load(source, spec, store.home / "cache", progress=decoding)
     presized = _presized(source, spec, settings, store, show_progress)
@@ -123,7 +123,7 @@ def choose_pipeline(
     source = open_request(lenient, store.home, for_training=False)
     architecture, weights = choose_architecture(request, source)
     settings = _settings(request, source, pretrained=weights is not None)
-    return source, _input_spec(architecture, request.size, pretrained=weights is not None), settings
+    return source, _input_spec(architecture, weights, request.size, store), settings
 
 
 def _presized(
@@ -163,13 +163,23 @@ def _are_tiny(source: Source) -> bool:
     return source.reader.largest_side() <= TINY_SIDE_PIXELS
 
 
-def _input_spec(architecture: str, size: int | None, *, pretrained: bool) -> InputSpec:
-    """The architecture's own; from scratch there is no reason to crop as its weights were."""
+def _input_spec(
+    architecture: str, weights: str | None, size: int | None, store: ModelStore
+) -> InputSpec:
+    """That of the version whose weights these are, else the architecture's own.
+
+    From scratch there is no reason to crop as an architecture's weights would want it.
+    """
     spec = default_input_spec(architecture)
-    changes = {} if size is None else {"size": size}
-    if not pretrained:
-        changes["crop"] = 1
-    return InputSpec(**{**spec.model_dump(), **changes})
+    if weights is None:
+        spec = spec.model_copy(update={"crop": 1.0})
+    elif _is_version(weights):
+        spec = store.load(store.find(weights)).manifest.input
+    return spec if size is None else InputSpec(**{**spec.model_dump(), "size": size})
+
+
+def _is_version(weights: str) -> bool:
+    return ":" in weights and not Path(weights).is_file()
 
 
 def _fill_body(network: Network, weights: str | None, store: ModelStore) -> None:
@@ -179,7 +189,7 @@ def _fill_body(network: Network, weights: str | None, store: ModelStore) -> None
         load_package_weights(network)
     elif Path(weights).is_file():
         load_body_weights(network, Path(weights))
-    elif ":" in weights:
+    elif _is_version(weights):
         load_body_weights(network, store.load(store.find(weights)).path(NETWORK))
     else:
         raise SettingsError(

@@ -32,7 +32,7 @@ class TrainingSettings:
     Raises `SettingsError` for a value outside its range.
     """
 
-    epochs: int = 7  # 0: the linear head alone, when fine-tuning
+    epochs: int = 6  # 0: the linear head alone, when fine-tuning
     batch_size: int = 256  # images
     learning_rate: float = 0.2  # the peak of the cycle; of the head, where rates are sliced
     body_learning_rate: float | None = None  # of the first layers; None: a hundredth of the head's

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from model.errors import SettingsError
+from model.images import InputSpec
 from model.store import ModelStore
 from training.preparation import choose_architecture, choose_pipeline
 from training.request import TrainRequest, open_request
@@ -62,6 +64,14 @@ def test_from_scratch_the_whole_image_is_taken_and_photographs_are_warped(
     assert (large.crop, settings.presize, settings.flip) == (1.0, 1.75, True)
     _, tuned, _ = choose_pipeline(request_for(200), store)
     assert tuned.crop < 1
+
+
+def test_a_version_s_weights_come_with_its_input(request_for, store: ModelStore, register) -> None:
+    tag = register(input=InputSpec(size=40, crop=0.7, mean=(0.1,) * 3, std=(0.3,) * 3))
+    request = request_for(28, architecture="small-resnet", weights=tag)
+    assert choose_pipeline(request, store)[1] == store.load(store.find(tag)).manifest.input
+    sized = choose_pipeline(replace(request, size=32), store)[1]
+    assert (sized.size, sized.crop) == (32, 0.7)
 
 
 @pytest.mark.parametrize(
