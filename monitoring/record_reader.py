@@ -83,9 +83,10 @@ class RecordReader:
         return _in_order(tables, self._schema)
 
     def read_last(self, model: str, rows: int) -> pa.Table:
-        """The newest `rows` records of a version among those not read, oldest first.
+        """About the newest `rows` records of a version among those not read, oldest first.
 
-        Files are read from the newest backwards, and none for nothing; "model" must be a column.
+        Files are read from the newest backwards, and none for nothing: of several workers' files of
+        one moment some may be left out. "model" must be a column.
         """
         tables: list[pa.Table] = []
         missing = rows

@@ -12,9 +12,11 @@ import bentoml
 from _bentoml_sdk.service import Service
 from starlette.types import ASGIApp
 
+from model.errors import PlumblineError
 from model.logs import configure_logging
 from model.settings import read_settings
 from service.settings import ServiceSettings
+from service.start import Start
 
 SETTINGS = read_settings(ServiceSettings)
 
@@ -28,7 +30,13 @@ class DoorService(Service[Any]):  # type: ignore[misc]
         from service.worker import Worker
 
         configure_logging()
-        return Worker(SETTINGS).app
+        try:
+            return Worker(SETTINGS).app
+        except PlumblineError as error:  # an unreachable state database, say
+            start = Start.of_this_worker()
+            if start is not None:
+                start.refuse(str(error))
+            raise
 
 
 class Plumbline:

@@ -113,6 +113,7 @@ class Rollout:
         log.info("serving %s", predictor.bundle.manifest.tag)
         if self._start is not None:
             self._start.succeed()
+            self._start = None  # what comes after it ends nothing
 
     def _refuse(self, tag: str, error: Exception) -> None:
         longer = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
@@ -122,19 +123,17 @@ class Rollout:
         self._tell(tag, error)
 
     def _tell(self, tag: str, error: Exception) -> None:
-        """Log and count a refusal once, however often it is tried."""
-        if self._told != (tag, str(error)):
-            metrics.MODEL_LOAD_FAILURES.inc()
-            unforeseen = None if isinstance(error, PlumblineError) else error
-            is_told = self._tell_supervisor(str(error))
-            if unforeseen or not is_told:
-                serving = self._champion_tag or "nothing"
-                log.error("still serving %s: %s", serving, error, exc_info=unforeseen)
-        self._told = (tag, str(error))
+        """Log and count a refusal once, however often it is tried.
 
-    def _tell_supervisor(self, why: str) -> bool:
-        """During the start the supervisor is told instead: it says so once, and ends."""
-        if self._start is None or self._start.is_over:
-            return False
-        self._start.refuse(why)
-        return True
+        During the start the supervisor is told of what a user can mend: it says so, and ends.
+        """
+        if self._told == (tag, str(error)):
+            return
+        is_foreseen = isinstance(error, PlumblineError)
+        if is_foreseen and self._start is not None and not self._start.is_over:
+            self._start.refuse(str(error))
+            return  # logged at the next look, should another worker have served meanwhile
+        metrics.MODEL_LOAD_FAILURES.inc()
+        serving = self._champion_tag or "nothing"
+        log.error("still serving %s: %s", serving, error, exc_info=None if is_foreseen else error)
+        self._told = (tag, str(error))

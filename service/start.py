@@ -7,6 +7,7 @@ it cannot. So nothing is loaded twice for the question whether there is a champi
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 # Told to workers by their supervisor; no setting, so not named like one.
@@ -42,10 +43,12 @@ class Start:
 
     def succeed(self) -> None:
         """A model is served."""
-        (self._folder / _READY).touch()
+        with suppress(OSError):  # the server is ending, and its folder gone
+            (self._folder / _READY).touch()
 
     def refuse(self, why: str) -> None:
         """There is none to serve, or it cannot be."""
         own = self._folder / f".{_REFUSAL}-{os.getpid()}"
-        own.write_text(why, "utf-8")
-        own.replace(self._folder / _REFUSAL)  # whole, or not there
+        with suppress(OSError):
+            own.write_text(why, "utf-8")
+            own.replace(self._folder / _REFUSAL)  # whole, or not there

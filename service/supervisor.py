@@ -62,26 +62,38 @@ def run_workers(
             signal.signal(number, ending.ask)
         if hangup is signal.SIG_IGN:  # as by nohup
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    start = Start(folder)
-    refusals: list[str] = []
-
-    def end_without_a_model() -> None:
-        if not refusals and (why := start.refusal) is not None:
-            refusals.append(why)
-            ending.ask()
-
+    beginning = Beginning(Start(folder), ending)
     for task, seconds in (
         (ending.attempt, _ASK_SECONDS),
-        (end_without_a_model, _ASK_SECONDS),
+        (beginning.look, _ASK_SECONDS),
         (lambda: forget_dead_workers(metrics, arbiter), _WATCH_SECONDS),
     ):
         PeriodicCallback(task, seconds * 1000).start()
     outcome = arbiter.start()
-    if refusals:
-        raise StartError(refusals[0])
+    if beginning.refusal is not None:
+        raise StartError(beginning.refusal)
     error = outcome.exception()
     if error is not None:
         raise error
+
+
+class Beginning:
+    """Ends a server whose workers find nothing to serve; none that has served."""
+
+    def __init__(self, start: Start, ending: Ending) -> None:
+        self._start, self._ending = start, ending
+        self._is_over = False
+        self.refusal: str | None = None
+
+    def look(self) -> None:
+        """See what the workers say, until the start is over; called again and again."""
+        if self._is_over:
+            return
+        # In this order: a worker may serve between the two looks.
+        self.refusal = self._start.refusal
+        self._is_over = self._start.is_over or self.refusal is not None
+        if self.refusal is not None:
+            self._ending.ask()
 
 
 class Ending:

@@ -13,7 +13,6 @@ from training.mapped import copy_rows
 CLASS_PRIOR = "the class prior"
 LINEAR_ON_PIXELS = "a linear model on pixels"
 LINEAR_HEAD = "a linear head on frozen features"
-FINE_TUNED = "the fine-tuned network"
 
 _MOST_ROWS = 10_000
 _SIDE = 28  # px, that images are averaged down to

@@ -54,6 +54,6 @@ def _logits(
 ) -> NDArray[np.float32]:
     """Of all embeddings, by a head fitted on some rows."""
     fit = embedding[rows], np.asarray(targets[rows])
-    head = fit_head(*fit, *fit, class_count=class_count, task=task, seed=seed)
+    head = fit_head(*fit, *fit, class_count=class_count, task=task, seed=seed, device="cpu")
     given = torch.from_numpy(embedding) @ head.weight.T + head.bias
     return np.asarray(given.numpy(), np.float32)

@@ -121,14 +121,23 @@ def _mixed(
     if source.splits[row] is not Split.FIT or not rows or NONE_OF_THEM in target:
         return []
     other = next((its for its in rows if its > row), rows[0])
-    pair = np.stack([image, source.reader.prepare(other, spec)]).astype(np.float32)
+    try:
+        partner = source.reader.prepare(other, spec)
+    except ImageError as error:  # no fault of the item that is looked at
+        return [Step("mix", f"left out: {source.names[other]} {error}")]
+    pair = np.stack([image, partner]).astype(np.float32)
     targets = soft_targets(torch.from_numpy(targets_of(source, [row, other])), len(source.classes))
     steps = []
     for name, mix, alpha in (("mixup", mixup, settings.mixup), ("CutMix", cutmix, settings.cutmix)):
         if alpha:
             random = _that_swaps_two(settings.seed)
             mixed, shares = mix(torch.from_numpy(pair), targets, alpha, random)
-            says = f"with {source.names[other]}; shares of the classes {shares[0].numpy().round(2)}"
+            told = ", ".join(
+                f"{share:.2f} {source.classes[index]}"
+                for index, share in enumerate(shares[0].tolist())
+                if share
+            )
+            says = f"with {source.names[other]}: {told or 'none of the classes'}"
             steps.append(_array_step(name, says, mixed.numpy()[0]))
     return steps
 

@@ -37,6 +37,16 @@ def diagnose(history: TrainingHistory, baselines: Mapping[str, float]) -> list[s
     ]
 
 
+def no_better(fine_tuned: TrainingHistory) -> str:
+    """A sentence on a fine-tuned network that was not kept before the linear head."""
+    turned = turning_epoch(fine_tuned)
+    where = f"; its validation loss turned after epoch {turned}" if turned else ""
+    return (
+        f"The fine-tuned network was no better ({fine_tuned.metric_name} {fine_tuned.metric:.3f}"
+        f"{where}): the linear head was kept."
+    )
+
+
 def _on_training_loss(history: TrainingHistory) -> str:
     first = history.losses[0] if history.losses else history.epochs[0].train_loss
     last = history.epochs[-1].train_loss

@@ -265,5 +265,5 @@ def _fit_head_of(
 
 
 def _parts_of(count: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, count, _EMBEDDED_IMAGES):
-        yield np.arange(start, min(start + _EMBEDDED_IMAGES, count))
+    """Of about equal length: none is so short that one of several processes had nothing of it."""
+    yield from np.array_split(np.arange(count), -(-count // _EMBEDDED_IMAGES))

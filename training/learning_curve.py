@@ -146,7 +146,11 @@ def _train_on(prepared: Prepared, store: ModelStore, share: float, bar: Progress
     if prepared.weights is None:
         history = train_from_scratch(network, warped, validation, settings, task, [bar])
     else:
-        tuned = fine_tune(network, chosen, validation, settings, task, [bar], body_fit=warped)
+        tuned = fine_tune(
+            *(network, chosen, validation, settings, task, [bar]),
+            body_fit=warped,
+            folder=store.home / "cache",
+        )
         history = tuned.history
     return Point(share, len(rows), history.metric)
 

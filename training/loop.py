@@ -9,7 +9,6 @@ fastai's minai).
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -341,8 +340,6 @@ def _optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> torc
 @contextmanager
 def _random_state(device: torch.device, settings: TrainingSettings) -> Iterator[None]:
     """Seeded inside; the caller's random state and determinism come back after it."""
-    if settings.deterministic:  # cuBLAS wants to be told before it is first used
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
@@ -378,7 +375,7 @@ def _no_room_for(batch_size: int, images: Inputs) -> Iterator[None]:
         if not _is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"out of memory predicting {batch_size} images of {images.shape[1]} px at once; try a"
+            f"out of memory predicting {batch_size} inputs of {images.shape[1:]} at once; try a"
             " smaller --size, or --device cpu"
         ) from error
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.errors import TrainingError
+
 KEPT_BYTES = 256 * 2**20  # of a mapped file up to which its pages may stay
 
 _BLOCK = 64  # rows
@@ -70,10 +72,17 @@ def file_of_rows(folder: Path | None = None) -> Iterator[KeepRows]:
 
         def keep(parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
             count = width = 0
-            for part in parts:
-                file.write(np.ascontiguousarray(part, np.float32).data)
-                count, width = count + len(part), part.shape[1]
-            file.flush()
+            try:
+                for part in parts:
+                    file.write(np.ascontiguousarray(part, np.float32).data)
+                    count, width = count + len(part), part.shape[1]
+                file.flush()
+            except OSError as error:
+                place = folder or tempfile.gettempdir()
+                raise TrainingError(
+                    f"cannot keep the features of {count} images and more in {place}:"
+                    f" {error.strerror or error}; make room there"
+                ) from error
             return _OwnFile(file, np.float32, "r", shape=(count, width))
 
         yield keep

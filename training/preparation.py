@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from model.network import (
     PACKAGE_ARCHITECTURE,
     SMALL_RESNET,
     Network,
+    check_pretrained,
     create_network,
     default_input_spec,
     has_pretrained,
@@ -27,6 +29,7 @@ from training.request import TrainRequest, open_request
 from training.settings import TrainingSettings
 from training.sources import Source
 from training.splits import Split
+from training.world import local_device
 
 Say = Callable[[str], None]
 
@@ -104,6 +107,11 @@ def prepare_training(
         say(note)
     architecture, weights = choose_architecture(request, source)
     settings = _settings(request, source, pretrained=weights is not None)
+    # Before the minutes that decoding may take.
+    local_device(settings.device)
+    if settings.deterministic:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _check_weights(architecture, weights)
     spec = _input_spec(architecture, weights, request.size, store)
     with DecodingBar(enabled=show_progress) as decoding:
         splits = load(source, spec, store.home / "cache", progress=decoding)
@@ -182,6 +190,16 @@ def _is_version(weights: str) -> bool:
     return ":" in weights and not Path(weights).is_file()
 
 
+def _check_weights(architecture: str, weights: str | None) -> None:
+    if weights == "timm":
+        check_pretrained(architecture)
+    elif weights not in (None, "package") and not (Path(weights).is_file() or _is_version(weights)):
+        raise SettingsError(
+            f"--weights {weights!r}: no such file; valid are none, timm, package, a safetensors"
+            " file, or a model version (name:YYYYMMDD-8hex, name:champion, name:latest)"
+        )
+
+
 def _fill_body(network: Network, weights: str | None, store: ModelStore) -> None:
     if weights is None or weights == "timm":
         return
@@ -189,13 +207,8 @@ def _fill_body(network: Network, weights: str | None, store: ModelStore) -> None
         load_package_weights(network)
     elif Path(weights).is_file():
         load_body_weights(network, Path(weights))
-    elif _is_version(weights):
-        load_body_weights(network, store.load(store.find(weights)).path(NETWORK))
     else:
-        raise SettingsError(
-            f"--weights {weights!r}: no such file; valid are none, timm, package, a safetensors"
-            " file, or a model version (name:YYYYMMDD-8hex, name:champion, name:latest)"
-        )
+        load_body_weights(network, store.load(store.find(weights)).path(NETWORK))
 
 
 def _settings(request: TrainRequest, source: Source, *, pretrained: bool) -> TrainingSettings:

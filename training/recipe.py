@@ -14,7 +14,6 @@ from model.network import Network
 from model.store import ModelStore, check_name
 from training.baselines import (
     CLASS_PRIOR,
-    FINE_TUNED,
     LINEAR_HEAD,
     LINEAR_ON_PIXELS,
     class_prior,
@@ -22,7 +21,7 @@ from training.baselines import (
 )
 from training.callbacks import Callback
 from training.checkpoint import Checkpoint, checkpoint_key, epochs_in
-from training.diagnosis import diagnose, turning_epoch
+from training.diagnosis import diagnose, no_better, turning_epoch
 from training.findings import Rows, Trained
 from training.fine_tuning import (
     LINEAR_HEAD_KEPT,
@@ -54,11 +53,10 @@ class Outcome:
 
     network: Network
     history: TrainingHistory
-    whole_history: TrainingHistory  # of all layers, also where the linear head was kept
+    whole_history: TrainingHistory | None  # of all layers, where they were trained, kept or not
     kept: str  # of `FineTuned`, or all layers
     settings: TrainingSettings
-    baselines: dict[str, float]  # validation metrics of the models that it was chosen before
-    checkpoints: tuple[Path, ...]
+    baselines: dict[str, float]  # validation metrics of simpler models
 
 
 def run_training(
@@ -114,9 +112,8 @@ def _register(
         f" validation {history.metric_name} {history.metric:.4f}"
     )
     sentences = diagnose(history, outcome.baselines)
-    turned = turning_epoch(outcome.whole_history)
-    if outcome.kept == LINEAR_HEAD_KEPT and turned:
-        sentences.append(f"Of the fine-tuned network validation loss turned after epoch {turned}.")
+    if outcome.kept == LINEAR_HEAD_KEPT and outcome.whole_history is not None:
+        sentences.append(no_better(outcome.whole_history))
     for sentence in sentences:
         say(sentence)
     trained = Trained(
@@ -147,7 +144,7 @@ def _register(
         is_body_frozen=outcome.kept == LINEAR_HEAD_KEPT,
     )
     bundle = pack(trained, store, say)
-    for checkpoint in outcome.checkpoints:
+    for checkpoint in (_checkpoint_path(store, request.name, its) for its in (False, True)):
         checkpoint.unlink(missing_ok=True)
     if tracker is not None:
         measured = bundle.manifest.metrics.items()
@@ -192,32 +189,32 @@ def train_network(
     baselines = _baselines(prepared, say)
     saving = _checkpoint(prepared, prepared.settings, request, store, say)
     outcome = _train_once(prepared, prepared.settings, request, store, callbacks, saving)
-    turned = turning_epoch(outcome.whole_history)
-    if request.retrain_to_overfit_point and turned:
-        outcome = _train_to(turned, outcome, prepared, request, store, callbacks, say)
+    if request.retrain_to_overfit_point and outcome.whole_history is not None:
+        turned = turning_epoch(outcome.whole_history)
+        if turned:
+            before = outcome.whole_history.metric
+            outcome = _train_to(turned, before, prepared, request, store, callbacks, say)
     return replace(outcome, baselines={**baselines, **outcome.baselines})
 
 
 def _train_to(
     epochs: int,
-    first: Outcome,
+    before: float,
     prepared: Prepared,
     request: TrainRequest,
     store: ModelStore,
     callbacks: Sequence[Callback],
     say: Say,
 ) -> Outcome:
-    """Train anew with so many epochs, which replaces what came of the first training."""
+    """Train anew with so many epochs; `before` is the metric of the training it replaces."""
     say(f"validation loss turned after epoch {epochs}: training anew with that many")
     settings = replace(prepared.settings, epochs=epochs)
     saving = _checkpoint(prepared, settings, request, store, say, anew=True)
     outcome = _train_once(prepared, settings, request, store, callbacks, saving)
-    name = outcome.history.metric_name
-    say(
-        f"with {epochs} epochs: validation {name} {outcome.whole_history.metric:.4f}, before"
-        f" {first.whole_history.metric:.4f}"
-    )
-    return replace(outcome, checkpoints=(*first.checkpoints, *outcome.checkpoints))
+    whole = outcome.whole_history or outcome.history
+    name = whole.metric_name
+    say(f"with {epochs} epochs: validation {name} {whole.metric:.4f}, before {before:.4f}")
+    return outcome
 
 
 def _baselines(prepared: Prepared, say: Say) -> dict[str, float]:
@@ -249,7 +246,7 @@ def _train_once(
         taking_part = [*callbacks, saving]
         history = train_from_scratch(network, prepared.fit, data[1], settings, task, taking_part)
         kept = "all layers, from scratch"
-        return Outcome(network, history, history, kept, settings, {}, (saving.path,))
+        return Outcome(network, history, history, kept, settings, {})
     tuned = fine_tune(
         network,
         *data,
@@ -261,12 +258,9 @@ def _train_once(
         body_fit=prepared.fit,
         folder=saving.path.parent,
     )
-    whole = tuned.body_history or tuned.head_history
-    if tuned.kept != LINEAR_HEAD_KEPT:
-        other = {LINEAR_HEAD: tuned.head_history.metric}
-    else:
-        other = {} if tuned.body_history is None else {FINE_TUNED: whole.metric}
-    return Outcome(network, tuned.history, whole, tuned.kept, settings, other, (saving.path,))
+    # The linear head is no baseline of itself.
+    simple = {LINEAR_HEAD: tuned.head_history.metric} if tuned.kept != LINEAR_HEAD_KEPT else {}
+    return Outcome(network, tuned.history, tuned.body_history, tuned.kept, settings, simple)
 
 
 def _checkpoint(
@@ -282,8 +276,7 @@ def _checkpoint(
 
     A training `anew` has a file of its own, beside that of the one that it follows.
     """
-    name = f"{request.name}.anew" if anew else request.name
-    path = store.home / "checkpoints" / f"{name}.safetensors"
+    path = _checkpoint_path(store, request.name, anew)
     parts = (prepared.architecture, prepared.weights, prepared.spec, prepared.source.task)
     key = checkpoint_key(prepared.source.fingerprint, *parts, sorted(settings.as_dict().items()))
     done = epochs_in(path, key)
@@ -295,6 +288,11 @@ def _checkpoint(
     if request.resume and not done and not anew:
         say("there is no interrupted training like this one to resume: starting anew")
     return Checkpoint(path, key, resume=request.resume and done > 0, say=say)
+
+
+def _checkpoint_path(store: ModelStore, name: str, anew: bool) -> Path:
+    # No model is named with a plus.
+    return store.home / "checkpoints" / f"{name}{'+anew' if anew else ''}.safetensors"
 
 
 def _settings_of_kept(outcome: Outcome) -> TrainingSettings:

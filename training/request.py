@@ -28,7 +28,7 @@ class TrainRequest:
     task: Task | None = None
     none_allowed: bool = False
     architecture: str | None = None
-    weights: str | None = None  # timm, package, a safetensors file, or a version
+    weights: str | None = None  # none, timm, package, a safetensors file, or a version
     size: int | None = None  # px
     epochs: int | None = None
     learning_rate: float | None = None  # the highest

@@ -65,8 +65,11 @@ def deal_splits(
 ) -> tuple[list[Split], list[str]]:
     """A split for every row, seeded and stratified, keeping to what the source names.
 
-    `content` is a digest of each row's image: rows that are dealt and have the same go together.
+    `content` is a digest of each row's image: of rows that are dealt, copies of one image go with
+    the first of them.
     """
+    if content is not None and len(set(content)) < len(content):
+        return _deal_with_copies(labels, named, seed, content)
     names = set(named)
     kind: Split | None
     if {Split.VALIDATION, Split.CALIBRATION} <= names:
@@ -90,24 +93,25 @@ def deal_splits(
         splits[row] = split
     if shares is _PLAIN and len(splits) >= _ENOUGH_TO_SPARE:
         notes += _fill_calibration(labels, splits, seed)
-    if content is not None:
-        notes += _keep_together(splits, rows, content)
     if Split.TEST not in splits:
         notes.append(_NO_TEST)
     return splits, notes
 
 
-def _keep_together(splits: list[Split], rows: Sequence[int], content: Sequence[bytes]) -> list[str]:
-    """Move rows to the split of the first of their content; a note where any were moved."""
-    first: dict[bytes, Split] = {}
-    moved = 0
-    for row in rows:
-        goal = first.setdefault(content[row], splits[row])
-        moved += splits[row] is not goal
-        splits[row] = goal
-    if not moved:
-        return []
-    return [f"{moved} copies of images were dealt to the split of the image that they repeat."]
+def _deal_with_copies(
+    labels: Sequence[Labels], named: Sequence[Split | None], seed: int, content: Sequence[bytes]
+) -> tuple[list[Split], list[str]]:
+    """Deal the first row of every image, for each split that is named; copies follow it."""
+    first: dict[tuple[bytes, Split | None], int] = {}
+    keys = zip(content, named, strict=True)
+    leader = [first.setdefault(key, row) for row, key in enumerate(keys)]
+    kept = sorted(first.values())
+    dealt, notes = deal_splits([labels[row] for row in kept], [named[row] for row in kept], seed)
+    split_of = dict(zip(kept, dealt, strict=True))
+    copies = len(leader) - len(kept)
+    if copies:
+        notes.append(f"{copies} rows repeat an image: each was dealt to the split of the first.")
+    return [split_of[row] for row in leader], notes
 
 
 def _named_splits(

@@ -326,6 +326,11 @@ class TestRefusals:
     def test_no_champion(self, run_plumbline, tmp_path):
         assert "no champion" in self.refusal(run_plumbline, tmp_path)
 
+    def test_a_state_database_of_a_newer_plumbline(self, run_plumbline, home):
+        with closing(sqlite3.connect(home / "state.sqlite")) as state, state:
+            state.execute("UPDATE alembic_version SET version_num = '9999'")
+        assert "has schema 9999" in self.refusal(run_plumbline, home)
+
     def test_port_taken(self, run_plumbline, home):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))

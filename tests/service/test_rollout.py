@@ -167,6 +167,30 @@ def test_a_start_without_a_champion_is_told_once_and_one_with_it_is_over(
     assert (start.is_over, start.refusal) == (True, None)
 
 
+def test_what_nobody_can_mend_does_not_end_the_start(store, register, tmp_path, caplog):
+    start = Start(tmp_path)
+    store.promote(register())
+    follower = Watched(store, start)
+    follower.fault = KeyError("x")
+    follower.look_now()
+    assert start.refusal is None
+    assert "still serving nothing: 'x'" in caplog.text
+
+
+def test_a_worker_that_refused_while_another_served_says_so_itself(
+    store, register, tmp_path, caplog, clock
+):
+    start = Start(tmp_path)
+    store.promote(register())
+    follower = Watched(store, start)
+    follower.fault = BundleError("damaged")
+    follower.look_now()
+    Start(tmp_path).succeed()
+    clock.now += 1000
+    follower.look_now()
+    assert "still serving nothing: damaged" in caplog.text
+
+
 def test_after_the_start_a_worker_that_cannot_load_ends_nothing(store, register, tmp_path, caplog):
     start = Start(tmp_path)
     start.succeed()

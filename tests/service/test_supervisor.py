@@ -12,7 +12,8 @@ import pytest
 from circus.exc import ConflictError
 
 from service import supervisor
-from service.supervisor import Ending, forget_dead_workers
+from service.start import Start
+from service.supervisor import Beginning, Ending, forget_dead_workers
 
 
 @pytest.mark.parametrize(
@@ -82,3 +83,38 @@ def test_gauges_of_dead_workers_are_forgotten_and_their_counters_kept(tmp_path):
         (tmp_path / name).touch()
     forget_dead_workers(tmp_path, Arbiter(71))
     assert {file.name for file in tmp_path.iterdir()} == {"gauge_livesum_71.db", "counter_7.db"}
+
+
+# How the start goes
+
+
+class Asked(Ending):
+    """Counts how often it was asked to end."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def ask(self, *_: object) -> None:
+        self.times += 1
+
+
+def test_workers_that_find_nothing_to_serve_end_the_server_once(tmp_path):
+    start, ending = Start(tmp_path), Asked()
+    beginning = Beginning(start, ending)
+    beginning.look()
+    assert (beginning.refusal, ending.times) == (None, 0)
+    start.refuse("there is no champion")
+    for _ in range(3):
+        beginning.look()
+    assert (beginning.refusal, ending.times) == ("there is no champion", 1)
+
+
+def test_a_server_that_has_served_is_not_ended_though_its_files_are_swept(tmp_path):
+    start, ending = Start(tmp_path), Asked()
+    beginning = Beginning(start, ending)
+    start.succeed()
+    beginning.look()
+    (tmp_path / "ready").unlink()
+    start.refuse("the database is locked")
+    beginning.look()
+    assert (beginning.refusal, ending.times) == (None, 0)

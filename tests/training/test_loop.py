@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from model.errors import DataError, SettingsError, TrainingError
 from model.network import Network, create_network, default_input_spec
+from training import fine_tuning
 from training.callbacks import Callback
 from training.fine_tuning import (
     LinearHead,
@@ -232,6 +233,12 @@ def test_auto_precision_measures_and_leaves_weights_and_results_alone() -> None:
     )
     assert seen == [True]
     assert history.precision in {one.name for one in PRECISIONS}
+
+
+def test_features_are_put_away_in_parts_that_several_processes_can_share() -> None:
+    lengths = [len(part) for part in fine_tuning._parts_of(8_001)]
+    assert lengths == [2667, 2667, 2667]
+    assert np.concatenate(list(fine_tuning._parts_of(8_001))).tolist() == list(range(8_001))
 
 
 @pytest.mark.parametrize("precision", [one.name for one in PRECISIONS])

@@ -137,7 +137,7 @@ def test_where_validation_loss_turned_it_trains_anew_with_so_many_epochs(
         whole = course([0.5, 0.3, 0.4, 0.6][: settings.epochs], 0.8)
         history = whole if kept == "fine-tuned" else course([0.3], 0.95)
         network = cast(Network, None)
-        return training.recipe.Outcome(network, history, whole, kept, settings, {}, (saving.path,))
+        return training.recipe.Outcome(network, history, whole, kept, settings, {})
 
     monkeypatch.setattr(training.recipe, "_train_once", train_once)
     monkeypatch.setattr(training.recipe, "_baselines", lambda prepared, say: {})
@@ -151,9 +151,32 @@ def test_where_validation_loss_turned_it_trains_anew_with_so_many_epochs(
     assert [epochs for epochs, _ in trained] == [4, 2]
     assert len({path for _, path in trained}) == 2, "a kill in the second would lose the first"
     assert outcome.settings.epochs == 2
-    assert set(outcome.checkpoints) == {path for _, path in trained}
     assert "validation loss turned after epoch 2: training anew with that many" in said
     assert said[-1] == "with 2 epochs: validation accuracy 0.8000, before 0.8000"
+
+
+def test_where_no_layers_but_the_head_were_trained_there_is_nothing_to_train_anew(
+    tmp_path: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+
+    def train_once(
+        prepared: Prepared, settings: TrainingSettings, *rest: Any
+    ) -> training.recipe.Outcome:
+        trained.append(settings.epochs)
+        head = course([0.5, 0.3, 0.6], 0.8)  # turned, as a head on frozen features may
+        network = cast(Network, None)
+        return training.recipe.Outcome(network, head, None, LINEAR_HEAD_KEPT, settings, {})
+
+    monkeypatch.setattr(training.recipe, "_train_once", train_once)
+    monkeypatch.setattr(training.recipe, "_baselines", lambda prepared, say: {})
+    data = write_data(tmp_path / "data", [("red",), ("green",)] * 80, lambda row: "")
+    request = TrainRequest(
+        str(data), "blots", architecture="small-resnet", retrain_to_overfit_point=True
+    )
+    prepared = prepare_training(request, store, show_progress=False)
+    train_network(prepared, request, store, [])
+    assert len(trained) == 1
 
 
 class Stop(Exception):  # noqa: N818  (ends a training, is no error)

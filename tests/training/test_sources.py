@@ -124,7 +124,18 @@ def test_copies_of_an_image_are_dealt_to_one_split(tmp_path: Path) -> None:
     split_of = dict(zip(source.names, source.splits, strict=True))
     for number in range(100, 110):
         assert split_of[f"dog/again{number}.png"] is split_of[f"dog/{number}.png"]
-    assert any("copies of images were dealt to the split of" in note for note in source.notes)
+    assert "10 rows repeat an image: each was dealt to the split of the first." in source.notes
+
+
+def test_copies_take_no_class_from_fit(tmp_path: Path) -> None:
+    fill(tmp_path / "dog", 40, first=100)
+    (tmp_path / "cat").mkdir()
+    for number in range(20):  # four copies each of five images
+        (tmp_path / "cat" / f"{number}.png").write_bytes(image_bytes(number // 4))
+    source = open_source(tmp_path)
+    splits = Counter(source.splits[row] for row in range(20) if source.labels[row] == ("cat",))
+    assert splits[Split.FIT] >= 8
+    assert splits[Split.VALIDATION] >= 4
 
 
 def test_a_table_that_names_calibration_alone_keeps_it_and_gets_validation(tmp_path: Path) -> None:
