@@ -34,9 +34,10 @@ class DoorService(Service[Any]):  # type: ignore[misc]
             return Worker(SETTINGS).app
         except PlumblineError as error:  # an unreachable state database, say
             start = Start.of_this_worker()
-            if start is not None:
-                start.refuse(str(error))
-            raise
+            if start is None:
+                raise
+            start.refuse(str(error))
+            raise SystemExit(1) from error
 
 
 class Plumbline:
