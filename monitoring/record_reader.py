@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
@@ -212,15 +211,15 @@ def _in_order(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
 
 def _decode(content: bytes, schema: pa.Schema) -> pa.Table:
     """The columns of `schema`; raises ValueError or ArrowException for what holds no records."""
-    file = io.BytesIO(content)
+    file = pa.BufferReader(content)
     plain = pyarrow.parquet.ParquetFile(file)
     _check_schema(plain.schema_arrow, schema)
     texts = _check_sizes(plain.metadata, schema)
     # Texts stay dictionaries until their lengths are known: one of a megabyte, named by every row,
     # takes a megabyte so.
-    folded = pyarrow.parquet.ParquetFile(file, read_dictionary=texts)
+    folded = pyarrow.parquet.ParquetFile(file, metadata=plain.metadata, read_dictionary=texts)
     batches, unfolded = [], 0
-    for batch in folded.iter_batches(_BATCH_ROWS, columns=schema.names):
+    for batch in folded.iter_batches(_BATCH_ROWS, columns=schema.names, use_threads=False):
         batch.validate(full=True)
         for name in schema.names:
             _check_values(name, batch.column(name))
