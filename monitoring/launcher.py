@@ -21,7 +21,7 @@ from model.store import ModelStore
 from monitoring.labels import BEGINNING, LabelCounter, forget_unjoined
 from monitoring.retrain import Comparison, learned_until
 from monitoring.retraining_images import remove_unneeded
-from monitoring.retraining_lock import close_dead, has_row, last_retraining
+from monitoring.retraining_lock import BY_ALARM, close_dead, has_row, last_retraining
 from monitoring.settings import MonitoringSettings
 from monitoring.watch import Alarm, Watch
 
@@ -191,4 +191,4 @@ def in_words(row: Row[Any]) -> str:
 
 
 def _why(alarm: Alarm) -> str:
-    return f"alarm: {alarm.stream} at {alarm.time}"
+    return f"{BY_ALARM}{alarm.stream} at {alarm.time}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from model.state import record, retrainings, write_transaction
 
 log = logging.getLogger("plumbline.retrain")
 
+BY_ALARM = "alarm: "  # how the reason of one begins that was started for an alarm
 LEASE = timedelta(minutes=5)
 _BEAT_SECONDS = 30.0
 _PROC = Path("/proc")
@@ -70,6 +72,27 @@ def close_dead(state: Engine) -> list[int]:
         for number, fault in dead:
             _close(connection, number, "failed", {"error": fault})
     return [number for number, _ in dead]
+
+
+def stop_here(state: Engine, model: str) -> list[int]:
+    """Ask retrainings of this model that an alarm started on this machine to end; their numbers.
+
+    Those that someone started by hand are left alone.
+    """
+    query = select(retrainings).where(
+        retrainings.c.model == model,
+        retrainings.c.outcome.is_(None),
+        retrainings.c.why.startswith(BY_ALARM, autoescape=True),
+    )
+    with state.connect() as connection:
+        rows = connection.execute(query).all()
+    stopped = []
+    for row in rows:
+        place, _, start = row.process_started.rpartition(":")
+        if place == _place() and _start(row.process) == start:
+            os.kill(row.process, signal.SIGTERM)
+            stopped.append(row.id)
+    return stopped
 
 
 def begin(state: Engine, model: str, why: str, asked_at: datetime) -> int:

@@ -18,6 +18,7 @@ from model.errors import DataError, SettingsError
 from model.listening import check_address
 from model.settings import PREFIX, read_settings
 from model.store import ModelStore, Version, check_name
+from monitoring.retraining_lock import stop_here
 from plumbline.client import Client
 from service.serving import check_keys
 from service.settings import ServiceSettings
@@ -49,12 +50,17 @@ def bring_up(data: str, name: str | None) -> int:
         champion = _champion_or_train(store, data, wanted)
         source = store.load(champion).manifest.data.source
         watched = {f"{PREFIX}MODEL": wanted, **_keeping_images()}
-        with _running("serve", watched) as service:
-            _wait_until_ready(service, f"http://{settings.serve_on}")
-            with _running("monitor", watched) as monitor:
-                example = _example_image(settings.home, source)
-                click.echo(_welcome(settings, champion.tag, example))
-                return _wait(service, monitor)
+        try:
+            with _running("serve", watched) as service:
+                _wait_until_ready(service, f"http://{settings.serve_on}")
+                with _running("monitor", watched) as monitor:
+                    example = _example_image(settings.home, source)
+                    click.echo(_welcome(settings, champion.tag, example))
+                    return _wait(service, monitor)
+        finally:
+            # A monitor that stops leaves it alone; whoever stops everything means that too.
+            if stop_here(store.state, wanted):
+                click.echo("stopping the retraining as well; nothing was registered", err=True)
 
 
 def _champion_or_train(store: ModelStore, data: str, name: str) -> Version:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from monitoring.monitor import Monitor
 from monitoring.records import write_records
 from monitoring.retrain import Comparison, NoNewLabelsError, new_labels, retrain
 from monitoring.retraining_images import remove_unneeded
-from monitoring.retraining_lock import close_dead, last_retraining
+from monitoring.retraining_lock import close_dead, last_retraining, stop_here
 from monitoring.settings import MonitoringSettings
 
 LEAST = 10
@@ -429,6 +430,32 @@ class TestForgetting:
         say_days_ago(id_at(datetime.now(UTC), 2), 2)
         Launcher(settings, store).consider(None)
         wait_for(lambda: not self.said(store))
+
+
+def test_what_an_alarm_started_here_can_be_stopped_and_nothing_else(store):
+    processes = [subprocess.Popen(["sleep", "60"]) for _ in range(4)]
+    names = [f"{retraining_lock._place()}:{retraining_lock._start(its.pid)}" for its in processes]
+    for process, name, fields in zip(
+        processes,
+        names,
+        (
+            {"why": "alarm: brightness at noon"},
+            {"why": "by hand"},
+            {"why": "alarm: brightness at noon", "model": "others"},
+            {"why": "alarm: brightness at noon", "process_started": f"{TestLock.ELSEWHERE}:1"},
+        ),
+        strict=True,
+    ):
+        put_row(store, **{"process": process.pid, "process_started": name, **fields})
+    try:
+        assert stop_here(store.state, "shapes") == [1]
+        assert processes[0].wait(20) == -signal.SIGTERM
+        assert [its.poll() for its in processes[1:]] == [None] * 3
+        assert stop_here(store.state, "shapes") == []
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 class TestLock:

@@ -199,6 +199,17 @@ def test_a_training_that_fails_is_told(monkeypatch):
         up._train_champion("crops", "garments")
 
 
+def test_a_retraining_that_an_alarm_started_ends_with_the_rest(
+    store, register, started, no_training, monkeypatch, capsys
+):
+    store.promote(register(name="fashion-mnist"))
+    stopped = []
+    monkeypatch.setattr(up, "stop_here", lambda state, name: stopped.append(name) or [1])
+    up.bring_up("fashion-mnist", None)
+    assert stopped == ["fashion-mnist"]
+    assert "stopping the retraining as well" in capsys.readouterr().err
+
+
 def test_images_are_kept_unless_that_is_forbidden(store, register, started, monkeypatch):
     store.promote(register("photographs"))
     up.bring_up("crops", "photographs")
