@@ -43,10 +43,10 @@ def test_lr_find_refuses_an_empty_range(run_plumbline, garments, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_training_is_resumed_with_its_options(run_plumbline, garments, tmp_path):
+def test_a_killed_training_is_resumed_with_its_options(run_plumbline, few_garments, tmp_path):
     home = tmp_path / "home"
     options = [
-        *("train", "--data", str(garments), "--name", "k", *QUICK, "--epochs", "8"),
+        *("train", "--data", str(few_garments), "--name", "k", *QUICK, "--epochs", "8"),
         *("--average-decay", "0.9", "--clip-gradient-norm", "5", "--sampling", "balanced"),
         *("--precision", "fp32", "--label-smoothing", "0.05"),
     ]
@@ -77,7 +77,7 @@ def test_a_killed_training_is_resumed_with_its_options(run_plumbline, garments, 
 
 
 @pytest.mark.slow
-def test_resume_says_from_where(run_plumbline, garments, tmp_path):
-    options = ("train", "--data", garments, "--name", "k", *QUICK, "--epochs", "1", "--resume")
+def test_resume_says_from_where(run_plumbline, few_garments, tmp_path):
+    options = ("train", "--data", few_garments, "--name", "k", *QUICK, "--epochs", "1", "--resume")
     done = run_plumbline(*options, home=tmp_path)
     assert "there is no interrupted training like this one to resume" in done.stderr
