@@ -259,11 +259,11 @@ def _gate(
 
 def _flags_too_often(flags: NDArray[np.bool_], decider: Decider) -> bool:
     """Whether the share flagged lies over twice alpha by more than chance (binomial test)."""
+    from scipy.stats import binomtest
+
     if decider.alpha < decider.outlier.smallest_alpha:
         return False
     most = min(1.0, MOST_FLAGGED_ALPHAS * decider.alpha)
-    from scipy.stats import binomtest
-
     test = binomtest(int(flags.sum()), len(flags), most, alternative="greater")
     return float(test.pvalue) < FLAGGED_TOO_OFTEN
 

@@ -55,6 +55,7 @@ def render(report: ReportData) -> str:
         splits=_splits(report),
         class_rows=_class_rows(report),
         learning=_learning_figures(report),
+        time_taken=time_taken(report),
         confusion=_confusion(shown),
         tables=_two_by_two(shown),
         reliability=_reliability_figure(report),
@@ -203,6 +204,15 @@ def _class_rows(report: ReportData) -> dict[str, Any] | None:
 def _learning_figures(report: ReportData) -> list[dict[str, Any]]:
     figures = [_loss_figure(report), _metric_figure(report), _rate_figure(report)]
     return [each for each in figures if each is not None]
+
+
+def time_taken(report: ReportData) -> str | None:
+    """How long the epochs took, in words; None where that was not measured."""
+    seconds = [epoch["seconds"] for epoch in report.epochs if "seconds" in epoch]
+    if not seconds:
+        return None
+    mean = sum(seconds) / len(seconds)
+    return f"{len(seconds)} epochs of {mean:,.1f} s each, {sum(seconds):,.0f} s in all."
 
 
 def _loss_figure(report: ReportData) -> dict[str, Any] | None:

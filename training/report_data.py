@@ -22,6 +22,7 @@ class Epoch(TypedDict, total=False):
     train_loss: float
     valid_loss: float
     metric: float
+    seconds: float  # of training and validation
 
 
 class ForeignKind(TypedDict):

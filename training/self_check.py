@@ -65,9 +65,9 @@ def check_outlier_score(
 
 def auroc(foreign: NDArray[np.float32], domestic: NDArray[np.float32]) -> float:
     """Chance that a foreign image scores above one of the domain (area under the ROC curve)."""
-    truth = np.concatenate([np.ones(len(foreign)), np.zeros(len(domestic))])
     from sklearn.metrics import roc_auc_score
 
+    truth = np.concatenate([np.ones(len(foreign)), np.zeros(len(domestic))])
     return float(roc_auc_score(truth, np.concatenate([foreign, domestic])))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.diagnosis import diagnose, turning_epoch
+from training.diagnosis import diagnose, no_better, turning_epoch
 from training.history import EpochRecord, TrainingHistory
 
 
@@ -66,3 +66,11 @@ def test_simpler_models_are_compared() -> None:
     )
     assert "It beats the class prior (accuracy 0.100) by 0.600." in told
     assert any(sentence.startswith("It does not beat a linear model") for sentence in told)
+
+
+def test_a_fine_tuned_network_that_was_not_kept_is_told_with_its_metric_and_where_it_turned() -> (
+    None
+):
+    told = no_better(history([1.0, 0.6, 0.9], [0.7, 0.8, 0.75]))
+    assert "was no better (accuracy 0.750; its validation loss turned after epoch 2)" in told
+    assert "turned" not in no_better(history([1.0, 0.8]))

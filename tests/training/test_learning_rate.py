@@ -50,6 +50,17 @@ def test_a_sweep_stops_when_the_loss_explodes() -> None:
     assert sweep.losses[-1] <= 4 * sweep.losses.min()
 
 
+@pytest.mark.parametrize("steps", [0, 20, 22])
+def test_a_sweep_too_short_to_read_is_an_error_that_says_what_to_do(steps: int) -> None:
+    with pytest.raises(TrainingError, match=f"after {steps} steps.*--lowest"):
+        Sweep(RATES[:steps], basin()[:steps]).suggest()
+
+
+def test_the_shortest_sweep_that_is_read_gives_all_four() -> None:
+    suggestions = Sweep(RATES[:23], basin()[:23]).suggest()
+    assert all(0 < rate <= RATES[22] for rate in vars(suggestions).values())
+
+
 def test_a_sweep_learns_at_good_rates_and_suggests_one_of_them() -> None:
     sweep = find_learning_rate(trainer(), steps=100)
     assert sweep.losses.min() < 0.8 * sweep.losses[0]

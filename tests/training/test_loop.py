@@ -17,7 +17,7 @@ from torch.nn import functional
 from model.errors import DataError, SettingsError, TrainingError
 from model.network import Network, create_network, default_input_spec
 from training import fine_tuning
-from training.callbacks import Callback
+from training.callbacks import AverageWeights, Callback
 from training.fine_tuning import (
     LinearHead,
     body_trainer,
@@ -36,6 +36,7 @@ QUICK = TrainingSettings(
     epochs=2, batch_size=16, precision="fp32", device="cpu", flip=False, shift_share=0.0
 )
 SPEC = default_input_spec("small-resnet")
+SIXTY = Arrays(np.eye(4, dtype=np.float32)[np.arange(60) % 4], np.arange(60) % 2)  # features
 
 
 @pytest.fixture(autouse=True)
@@ -407,6 +408,25 @@ def test_gradients_are_clipped_to_the_bound() -> None:
         Trainer(network(), data, data, settings, "single", callbacks=[Measure()]).fit()
     assert min(lengths[:2]) > 0.1
     assert max(lengths[2:]) <= 0.0101
+
+
+def test_the_average_takes_in_every_step_once_however_many_batches_it_has() -> None:
+    settings = replace(QUICK, average_decay=0.9, accumulate_batches=3)
+    trainer = Trainer(LinearHead(4, 2), SIXTY, SIXTY, settings, "single")
+    trainer.fit()
+    (average,) = (its for its in trainer.callbacks if isinstance(its, AverageWeights))
+    steps = 2 * -(-trainer.steps_per_epoch // 3)
+    assert int(average.state()["n_averaged"]) == steps < trainer.step_number
+
+
+def test_out_of_memory_in_prediction_says_what_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    head = LinearHead(4, 2)
+    monkeypatch.setattr(head, "forward", full)
+    with pytest.raises(TrainingError, match=r"out of memory predicting 500 inputs.*--size"):
+        predict_all(head, SIXTY.images)
 
 
 def test_the_average_of_the_weights_is_validated_and_kept() -> None:

@@ -132,6 +132,20 @@ def bare(**changes: Any) -> ReportData:
     return replace(ReportData("pets", "pets:1", "2026", "single", ["cat", "dog"]), **changes)
 
 
+def test_the_report_says_how_long_the_epochs_took() -> None:
+    report = ReportData(
+        "garments",
+        "1",
+        "today",
+        "single",
+        ("cat", "dog"),
+        learning_rates=[0.1, 0.2],
+        epochs=[{"step": 1, "metric": 0.5, "seconds": 60.0}, {"step": 2, "seconds": 1_200.0}],
+    )
+    assert "2 epochs of 630.0 s each, 1,260 s in all." in render(report)
+    assert "s in all" not in render(replace(report, epochs=[{"step": 1, "metric": 0.5}]))
+
+
 def test_the_verdict_gives_the_figure_its_interval_and_the_self_check() -> None:
     sentence = verdict(single())
     assert re.match(r"Gets \d\d\.\d\s% of 400 test images right \(95 % interval", sentence)
