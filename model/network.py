@@ -170,6 +170,17 @@ def default_input_spec(architecture: str) -> InputSpec:
     )
 
 
+def takes_any_size(architecture: str) -> bool:
+    """Whether the same network works at several sizes of its input."""
+    if architecture in SMALL_RESNETS:
+        return True
+    import timm
+
+    _check_architecture(architecture)
+    config = timm.get_pretrained_cfg(architecture)
+    return config is None or not config.fixed_input_size
+
+
 def has_pretrained(architecture: str) -> bool:
     """Whether there are weights to begin from: in the package, or at timm."""
     if architecture == PACKAGE_ARCHITECTURE:

@@ -28,6 +28,17 @@ _OPTIONS = {
         " as they are.",
     ),
     "label_smoothing": click.option("--label-smoothing", type=_SHARE, help="Single-label alone."),
+    "small_epochs_share": click.option(
+        "--small-epochs",
+        "small_epochs_share",
+        type=_SHARE,
+        help="Share of the epochs, the first, that train on smaller images; 0: none.",
+    ),
+    "small_share": click.option(
+        "--small-share",
+        type=click.FloatRange(0.25, 1),
+        help="Side of those smaller images over that of the network's.",
+    ),
     "flip": click.option("--flip/--no-flip", default=None, help="Mirror images left to right."),
     "presize": click.option(
         "--presize",

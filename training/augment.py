@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from training.world import ALONE, World
 
@@ -67,6 +68,13 @@ def flip_and_shift(
     pixel = first + rows[:, :, None] * width + columns[:, None, :]
     flat = images.reshape(count * height * width, 3)
     return flat[pixel.reshape(-1).to(images.device)].reshape(images.shape)
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """Antialiased float copy N x side x side x 3, in 0..255, of larger images N x H x H x 3."""
+    channels_first = images.permute(0, 3, 1, 2).float()
+    shrunk = functional.interpolate(channels_first, (side, side), mode="bilinear", antialias=True)
+    return shrunk.permute(0, 2, 3, 1)
 
 
 def erase(

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.errors import TrainingError
 from model.network import Network
-from training.augment import augment, erase
+from training.augment import augment, erase, shrink
 from training.mixing import cutmix, mixup, soft_targets
 from training.precision import PRECISIONS, fastest_precision
 from training.schedule import one_cycle, one_cycle_momentum
@@ -113,12 +113,14 @@ class Augment(Callback):
 
     def before_batch(self, trainer: Trainer) -> None:
         """Replace the images."""
-        settings, size, world = trainer.settings, trainer.image_size, trainer.world
+        settings, world = trainer.settings, trainer.world
+        size = trainer.side_in_epoch(len(trainer.history.epochs) + 1)
         # A generator of its own at every step, so that a resumed training draws the same.
         seed = np.random.SeedSequence((settings.seed, trainer.step_number)).generate_state(1)
         generator = torch.Generator().manual_seed(int(seed[0]))
-        if trainer.images.shape[1] == size:
-            trainer.images = augment(trainer.images, settings.augmentation, generator, world)
+        if trainer.images.shape[1] == trainer.image_size:
+            augmented = augment(trainer.images, settings.augmentation, generator, world)
+            trainer.images = shrink(augmented, size) if size < trainer.image_size else augmented
             return
         warped = warp(trainer.images, size, settings.warp, generator, world)
         trainer.images = erase(warped, settings.erase_probability, generator, world)

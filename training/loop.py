@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from model.decision import Task
 from model.errors import SettingsError, TrainingError
+from training.augment import shrink
 from training.callbacks import Callback, standard_callbacks
 from training.history import EpochRecord, TrainingHistory
 from training.loss import (
@@ -211,8 +212,10 @@ class Trainer:
 
     def validate(self, epoch: int, start: float) -> EpochRecord:
         """Loss and metric on the validation split."""
+        inputs = self.validation_split.images
+        side = self.side_in_epoch(epoch) if inputs.ndim == 4 else None
         logits, _ = predict_all(
-            self.evaluation_network, self.validation_split.images, self.precision, self.world
+            self.evaluation_network, inputs, self.precision, self.world, side=side
         )
         targets = self.validation_split.targets
         kept = trainable_rows(targets)
@@ -237,6 +240,10 @@ class Trainer:
     def image_size(self) -> int:
         """Side in px of what the network takes; images to fit on may be larger, to be warped."""
         return int(self.validation_split.images.shape[1])
+
+    def side_in_epoch(self, epoch: int) -> int:
+        """Side in px that images of an epoch have, in training and in validation."""
+        return self.settings.side_in_epoch(epoch, self.image_size)
 
     @property
     def batches_of_step(self) -> int:
@@ -283,11 +290,13 @@ def predict_all(
     images: Inputs,
     precision: Precision | None = None,
     world: World = ALONE,
+    *,
+    side: int | None = None,
 ) -> tuple[Floats, Floats]:
     """Logits N x C and embeddings N x D of all inputs, in evaluation mode, float32.
 
-    The processes of a `world` take a part each, and all get the whole. Raises `TrainingError`
-    when memory is out.
+    Images larger than `side` px are shrunk to it, where one is given. The processes of a `world`
+    take a part each, and all get the whole. Raises `TrainingError` when memory is out.
     """
     precision = precision or Precision()
     device = next(network.parameters()).device
@@ -297,8 +306,11 @@ def predict_all(
     batch_size = evaluation_batch(images)
     with torch.inference_mode(), precision.autocast(device), _no_room_for(batch_size, images):
         for start in range(0, len(rows), batch_size):
-            chunk = copy_rows(images, rows[start : start + batch_size])
-            batch_logits, embedding = network(torch.from_numpy(chunk).to(device))
+            chunk = torch.from_numpy(copy_rows(images, rows[start : start + batch_size]))
+            inputs = chunk.to(device)
+            if side is not None and side < inputs.shape[1]:
+                inputs = shrink(inputs, side)
+            batch_logits, embedding = network(inputs)
             logits.append(batch_logits.float().cpu().numpy())
             embeddings.append(embedding.float().cpu().numpy())
     parts = np.concatenate(logits), np.concatenate(embeddings)

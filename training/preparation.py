@@ -21,6 +21,7 @@ from model.network import (
     has_pretrained,
     load_body_weights,
     load_package_weights,
+    takes_any_size,
 )
 from model.store import ModelStore
 from training.decoding_bar import DecodingBar
@@ -107,6 +108,10 @@ def prepare_training(
         say(note)
     architecture, weights = choose_architecture(request, source)
     settings = _settings(request, source, pretrained=weights is not None)
+    if settings.small_epochs_share and not takes_any_size(architecture):
+        raise SettingsError(
+            f"--small-epochs: {architecture} takes images of one size alone; leave it out"
+        )
     # Before the minutes that decoding may take.
     local_device(settings.device)
     if settings.deterministic:  # cuBLAS reads it when it is first used
@@ -224,6 +229,8 @@ def _settings(request: TrainRequest, source: Source, *, pretrained: bool) -> Tra
     settings = replace(base, **given, **request.knobs)
     if not pretrained:
         _refuse_without_weights(request, settings)
+    if "small_share" in request.knobs and not settings.small_epochs_share:
+        raise SettingsError("--small-share: it is for --small-epochs; give that too, such as 0.5")
     if not settings.presize:
         without = [_OPTION_OF_WARPS[name] for name in _OPTION_OF_WARPS if name in request.knobs]
         if without:

@@ -40,6 +40,8 @@ class TrainingSettings:
     weight_decay: float = 5e-4  # on matrices and kernels; never on biases and norms
     warmup_share: float = 0.25  # of all steps, spent climbing to the peak
     label_smoothing: float = 0.1  # single-label alone
+    small_epochs_share: float = 0.0  # of the epochs, the first, on smaller images
+    small_share: float = 0.72  # side of those over the network's
     flip: bool = False  # tiny images are often signs, which a mirror spoils
     shift_share: float = 0.036  # of the side; 1 px at 28
     presize: float = 0.0  # side of the images to fit on over that of the network's; 0: the same
@@ -69,7 +71,8 @@ class TrainingSettings:
         """Refuse values that no training can use."""
         for name in ("batch_size", "learning_rate"):
             _require(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
-        for name in ("warmup_share", "label_smoothing", "shift_share", "erase_probability"):
+        shares = ("warmup_share", "label_smoothing", "shift_share", "erase_probability")
+        for name in (*shares, "small_epochs_share"):
             value = getattr(self, name)
             _require(name, value, 0 <= value <= 1, "between 0 and 1")
         _require(
@@ -81,6 +84,7 @@ class TrainingSettings:
         if self.average_decay is not None:
             decay = self.average_decay
             _require("average_decay", decay, 0 < decay < 1, "between 0 and 1")
+        _require("small_share", self.small_share, 0.25 <= self.small_share <= 1, "0.25 to 1")
         presized = self.presize == 0 or 1 < self.presize <= 4
         _require("presize", self.presize, presized, "0, or more than 1 and at most 4")
         _require("least_crop", self.least_crop, 0 < self.least_crop <= 1, "more than 0, at most 1")
@@ -104,6 +108,19 @@ class TrainingSettings:
                 in_order,
                 f"more than 0 and at most the learning rate of the head, {self.learning_rate}",
             )
+
+    def side_in_epoch(self, epoch: int, side: int) -> int:
+        """Side in px that images are trained at in an epoch (from 1), of a network for `side`.
+
+        Small ones first (progressive resizing, fastai book, chapter 7): they cost less, and the
+        first epochs need no detail.
+
+        >>> halves = TrainingSettings(epochs=5, small_epochs_share=0.5, small_share=0.75)
+        >>> [halves.side_in_epoch(epoch, 28) for epoch in range(1, 6)]
+        [21, 21, 28, 28, 28]
+        """
+        is_small = epoch <= int(self.small_epochs_share * self.epochs)
+        return round(self.small_share * side) if is_small else side
 
     @property
     def warp(self) -> Warp:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from model.errors import DataError, SettingsError, TrainingError
 from model.network import Network, create_network, default_input_spec
 from training import fine_tuning
+from training.augment import shrink
 from training.callbacks import AverageWeights, Callback
 from training.fine_tuning import (
     LinearHead,
@@ -526,3 +527,44 @@ def test_frozen_groups_stay_as_they_are_and_the_others_learn(frozen: int) -> Non
     assert any(moved[:middle]) == (frozen < 1)
     assert any(moved[middle:]) == (frozen < 2)
     assert not torch.equal(head, net.head.weight)
+
+
+@pytest.mark.parametrize("presized_side", [28, 42])
+def test_the_first_epochs_are_trained_and_validated_on_smaller_images(presized_side) -> None:
+    sides: list[tuple[bool, int]] = []  # in training, and of how many px
+
+    class Watched(Network):
+        def embed(self, images: torch.Tensor) -> torch.Tensor:
+            sides.append((self.training, images.shape[1]))
+            return super().embed(images)
+
+    plain = network()
+    watched = Watched(plain.body, plain.embedding_size, 3, SPEC)
+    rows = np.random.default_rng(0).integers(
+        0, 256, (16, presized_side, presized_side, 3), np.uint8
+    )
+    fit = Arrays(rows, np.arange(16) % 3)
+    settings = replace(QUICK, epochs=3, small_epochs_share=0.7, small_share=0.5)
+    Trainer(watched, fit, stripes(9), settings, "single").fit()
+    assert sides == [
+        *[(True, 14), (False, 14)] * 2,
+        (True, 28),
+        (False, 28),
+    ]
+
+
+def test_smaller_images_show_what_larger_ones_showed() -> None:
+    images = torch.from_numpy(stripes(4).images)
+    shrunk = shrink(images, 14)
+    assert shrunk.shape == (4, 14, 14, 3)
+    torch.testing.assert_close(
+        shrunk.mean(dim=(1, 2)), images.float().mean(dim=(1, 2)), atol=2, rtol=0
+    )
+    learned = Trainer(
+        network(),
+        stripes(300),
+        stripes(90, 1),
+        replace(QUICK, epochs=4, small_epochs_share=0.5),
+        "single",
+    ).fit()
+    assert learned.metric > 0.9

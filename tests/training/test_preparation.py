@@ -12,7 +12,7 @@ from PIL import Image
 from model.errors import SettingsError
 from model.images import InputSpec
 from model.store import ModelStore
-from training.preparation import choose_architecture, choose_pipeline
+from training.preparation import choose_architecture, choose_pipeline, prepare_training
 from training.request import TrainRequest, open_request
 
 
@@ -81,6 +81,7 @@ def test_a_version_s_weights_come_with_its_input(request_for, store: ModelStore,
         ({"body_learning_rate": 1e-3}, "a range of --learning-rate: this is for fine-tuning"),
         ({"knobs": {"frozen_groups": 1}}, "--frozen-groups: this is for fine-tuning"),
         ({"keep_fine_tuned": True}, "--keep-fine-tuned: this is for fine-tuning"),
+        ({"knobs": {"small_share": 0.5}}, "--small-share: it is for --small-epochs"),
         ({"knobs": {"least_crop": 0.7, "lighting": 0.1}}, "--least-crop, --lighting: images are"),
     ],
 )
@@ -89,3 +90,13 @@ def test_options_that_would_change_nothing_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=said):
         choose_pipeline(request_for(28, **changes), store)
+
+
+def test_smaller_images_are_refused_where_a_network_takes_one_size(
+    request_for, store: ModelStore
+) -> None:
+    request = request_for(
+        28, architecture="vit_tiny_patch16_224", knobs={"small_epochs_share": 0.5}
+    )
+    with pytest.raises(SettingsError, match="--small-epochs: vit_tiny_patch16_224 takes images of"):
+        prepare_training(request, store, show_progress=False)
