@@ -35,6 +35,7 @@ PER_REQUEST = 8
 _PAUSE_SECONDS = 0.2  # between requests, so that what the monitor says can be followed
 _NOISE_DEVIATION, _BLUR_RADIUS = 40, 1.0
 _RETRAINING_LIMIT_SECONDS = 3600.0
+_FOLLOWING_LIMIT_SECONDS = 20.0  # a monitor that has just started, or a promotion, takes a few
 
 Change = Callable[[Pixels, np.random.Generator], Pixels]
 
@@ -269,6 +270,14 @@ def _foreign(pixels: Pixels, random: np.random.Generator) -> Pixels:
     return np.asarray(foreign["rendered shapes"][0])
 
 
+def _status_of(tag: str, pages: MonitorPages) -> dict[str, Any]:
+    """What the monitor says, once it watches that version; else what it says in the end."""
+    deadline = time.monotonic() + _FOLLOWING_LIMIT_SECONDS
+    while (status := pages.status())["model"] != tag and time.monotonic() < deadline:
+        time.sleep(_PAUSE_SECONDS)
+    return status
+
+
 def _check_ready(client: Client, pages: MonitorPages) -> str:
     try:
         answer = client.model()
@@ -276,14 +285,14 @@ def _check_ready(client: Client, pages: MonitorPages) -> str:
         raise ServiceError(
             error.code, f"{error.message}; start the service first, with make up", error.status
         ) from error
-    status = pages.status()
     tag = f"{answer['name']}:{answer['version']}"
+    status = _status_of(tag, pages)
+    if status["model"] != tag:
+        raise MonitorError(f"the service serves {tag} and the monitor watches {status['model']}")
     if status["state"] == "drift":
         raise MonitorError(
             "the monitor says drift already; reset it first: plumbline monitor reset --why TEXT"
         )
-    if status["model"] != tag:
-        raise MonitorError(f"the service serves {tag} and the monitor watches {status['model']}")
     return tag
 
 

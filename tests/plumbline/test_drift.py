@@ -53,6 +53,7 @@ class Heard:
     images: dict[str, bytes] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
     keys: list[str | None] = field(default_factory=list)
+    watched: list[str | None] = field(default_factory=lambda: ["m:1"])  # the last one stays
     address: str = ""
 
 
@@ -64,7 +65,9 @@ def heard() -> Iterator[Heard]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             heard.keys.append(self.headers["Authorization"])
-            self._answer({"state": "drift", "sentence": "drift", "name": "m", "version": "1"})
+            model = heard.watched.pop(0) if len(heard.watched) > 1 else heard.watched[0]
+            status = {"state": "drift", "sentence": "drift", "model": model}
+            self._answer(status if self.path == "/api/status" else {"name": "m", "version": "1"})
 
         def do_POST(self) -> None:
             heard.keys.append(self.headers["Authorization"])
@@ -178,3 +181,19 @@ def test_the_play_shows_its_api_key(heard, monkeypatch, tmp_path):
     with pytest.raises(MonitorError, match="drift already"):
         play(settings, Play(kind="dark"))
     assert heard.keys[0] == "Bearer s3cret"
+
+
+def test_a_monitor_that_has_just_started_is_waited_for(heard, player):
+    client, pages = Client(f"http://{heard.address}"), MonitorPages(f"http://{heard.address}")
+    heard.watched = [None, "m:0", "m:1"]
+    with pytest.raises(MonitorError, match="drift already"):
+        drift._check_ready(client, pages)
+    assert heard.watched == ["m:1"]
+
+
+def test_a_monitor_of_another_model_is_named(heard, player, monkeypatch):
+    monkeypatch.setattr(drift, "_FOLLOWING_LIMIT_SECONDS", 0.0)
+    heard.watched = ["other:1"]
+    client, pages = Client(f"http://{heard.address}"), MonitorPages(f"http://{heard.address}")
+    with pytest.raises(MonitorError, match="serves m:1 and the monitor watches other:1"):
+        drift._check_ready(client, pages)
