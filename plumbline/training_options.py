@@ -31,7 +31,7 @@ _OPTIONS = {
     "small_epochs_share": click.option(
         "--small-epochs",
         "small_epochs_share",
-        type=_SHARE,
+        type=click.FloatRange(0, 1, max_open=True),
         help="Share of the epochs, the first, that train on smaller images; 0: none.",
     ),
     "small_share": click.option(

@@ -105,7 +105,7 @@ def _step_seconds(
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
         seconds.append(time.perf_counter() - start)
-        # A processor without bf16 instructions takes ten times as long: no need to see it twice.
+        # What a device can only emulate takes ten times as long: no need to see it twice.
         if seconds[0] > _HOPELESS * best:
             return seconds[0]
     return min(seconds[1:])

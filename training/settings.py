@@ -71,8 +71,7 @@ class TrainingSettings:
         """Refuse values that no training can use."""
         for name in ("batch_size", "learning_rate"):
             _require(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
-        shares = ("warmup_share", "label_smoothing", "shift_share", "erase_probability")
-        for name in (*shares, "small_epochs_share"):
+        for name in ("warmup_share", "label_smoothing", "shift_share", "erase_probability"):
             value = getattr(self, name)
             _require(name, value, 0 <= value <= 1, "between 0 and 1")
         _require(
@@ -84,6 +83,9 @@ class TrainingSettings:
         if self.average_decay is not None:
             decay = self.average_decay
             _require("average_decay", decay, 0 < decay < 1, "between 0 and 1")
+        # At least the last epoch sees images as the network will be served them.
+        some_small = self.small_epochs_share
+        _require("small_epochs_share", some_small, 0 <= some_small < 1, "0 to under 1")
         _require("small_share", self.small_share, 0.25 <= self.small_share <= 1, "0.25 to 1")
         presized = self.presize == 0 or 1 < self.presize <= 4
         _require("presize", self.presize, presized, "0, or more than 1 and at most 4")

@@ -352,7 +352,14 @@ def test_progress_bar_is_silent_when_a_program_reads() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epochs", -1), ("batch_size", 0), ("learning_rate", 0.0), ("label_smoothing", 1.5)],
+    [
+        ("epochs", -1),
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("label_smoothing", 1.5),
+        ("small_epochs_share", 1.0),  # no epoch would see what the network is served
+        ("small_share", 0.1),
+    ],
 )
 def test_settings_refuse_what_no_training_can_use(name: str, value: float) -> None:
     with pytest.raises(SettingsError, match=rf"{name} is {value}; it must be"):
