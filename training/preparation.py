@@ -57,6 +57,18 @@ _OPTION_OF_WARPS = {
     "perspective": "--perspective",
     "lighting": "--lighting",
 }
+_OPTION_OF_EPOCHS = {
+    **_OPTION_OF_WARPS,
+    "flip": "--flip",
+    "presize": "--presize",
+    "erase_probability": "--erase",
+    "mixup": "--mixup",
+    "cutmix": "--cutmix",
+    "small_epochs_share": "--small-epochs",
+    "frozen_groups": "--frozen-groups",
+    "accumulate_batches": "--accumulate-batches",
+    "average_decay": "--average-decay",
+}
 
 
 @dataclass(frozen=True)
@@ -229,6 +241,9 @@ def _settings(request: TrainRequest, source: Source, *, pretrained: bool) -> Tra
     settings = replace(base, **given, **request.knobs)
     if not pretrained:
         _refuse_without_weights(request, settings)
+    if source.task == "multi" and "label_smoothing" in request.knobs:
+        raise SettingsError("--label-smoothing: it is for one label per image; leave it out")
+    _refuse_for_head_alone(request, settings)
     if "small_share" in request.knobs and not settings.small_epochs_share:
         raise SettingsError("--small-share: it is for --small-epochs; give that too, such as 0.5")
     if not settings.presize:
@@ -239,6 +254,18 @@ def _settings(request: TrainRequest, source: Source, *, pretrained: bool) -> Tra
                 " --presize too, such as --presize 1.75"
             )
     return settings
+
+
+def _refuse_for_head_alone(request: TrainRequest, settings: TrainingSettings) -> None:
+    """The linear head is fitted on features of images as they are."""
+    if settings.epochs:
+        return
+    without = [option for name, option in _OPTION_OF_EPOCHS.items() if request.knobs.get(name)]
+    if without:
+        raise SettingsError(
+            f"{', '.join(without)}: --epochs 0 fits the head alone, on images as they are; leave"
+            " it out, or give some --epochs"
+        )
 
 
 def _refuse_without_weights(request: TrainRequest, settings: TrainingSettings) -> None:

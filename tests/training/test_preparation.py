@@ -83,6 +83,11 @@ def test_a_version_s_weights_come_with_its_input(request_for, store: ModelStore,
         ({"keep_fine_tuned": True}, "--keep-fine-tuned: this is for fine-tuning"),
         ({"knobs": {"small_share": 0.5}}, "--small-share: it is for --small-epochs"),
         ({"knobs": {"least_crop": 0.7, "lighting": 0.1}}, "--least-crop, --lighting: images are"),
+        (
+            {"weights": "package", "epochs": 0, "knobs": {"mixup": 0.4, "erase_probability": 0.5}},
+            "--erase, --mixup: --epochs 0 fits the head alone",
+        ),
+        ({"task": "multi", "knobs": {"label_smoothing": 0.1}}, "--label-smoothing: it is for one"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(
