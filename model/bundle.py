@@ -32,7 +32,9 @@ from model.decision import Calibration, Task, Thresholds
 from model.errors import BundleError
 from model.images import InputSpec
 
-SCHEMA = 1
+SCHEMA = 2
+# 1 lacks what has a default in the manifest of today, and is read as that.
+OLDER_SCHEMAS = (1,)
 MANIFEST = "manifest.json"
 NETWORK = "network.safetensors"
 ONNX = "network.onnx"
@@ -258,13 +260,14 @@ def _parse_manifest(data: bytes, path: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}") from error
     schema = content.get("schema_number") if isinstance(content, dict) else None
-    if schema != SCHEMA:
+    if schema not in (*OLDER_SCHEMAS, SCHEMA):
         raise BundleError(
-            f"{path} has schema {schema!r}; this Plumbline reads schema {SCHEMA}."
-            " A newer schema needs a newer Plumbline"
+            f"{path} has schema {schema!r}; this Plumbline reads"
+            f" {', '.join(map(str, OLDER_SCHEMAS))} and {SCHEMA}. A newer schema needs a newer"
+            " Plumbline: pip install --upgrade plumbline"
         )
     try:
-        return Manifest.model_validate(content)
+        return Manifest.model_validate({**content, "schema_number": SCHEMA})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

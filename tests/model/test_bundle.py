@@ -233,9 +233,14 @@ def test_a_required_file_that_is_not_listed_is_named(bundle_directory):
 
 
 def test_a_newer_schema_is_refused_before_anything_else_is_read(bundle_directory):
-    change_manifest(bundle_directory, schema_number=2, surprise="of a later version")
-    with pytest.raises(BundleError, match="schema 2; this Plumbline reads schema 1"):
+    change_manifest(bundle_directory, schema_number=3, surprise="of a later version")
+    with pytest.raises(BundleError, match="schema 3; this Plumbline reads 1 and 2"):
         load(bundle_directory)
+
+
+def test_a_bundle_of_the_first_schema_is_read_as_one_of_today(bundle_directory):
+    change_manifest(bundle_directory, schema_number=1)
+    assert load(bundle_directory).manifest.schema_number == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000])
