@@ -51,6 +51,7 @@ class TrainTogether(Callback):
         for parent, name, original in self._replaced:
             setattr(parent, name, original)
         trainer.forward = trainer.network
+        del self._parallel  # before the processes part: it holds on to what joins them
 
 
 class WholeBatchNorm(nn.BatchNorm2d):

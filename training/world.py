@@ -139,5 +139,7 @@ def training_together(device: str) -> Iterator[World]:
     distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=_LONGEST_WAIT)
     try:
         yield current_world()
+        # One that parts while another still waits for its last sum ends that one by SIGABRT.
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()

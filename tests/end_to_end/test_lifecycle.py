@@ -211,7 +211,14 @@ def end_and_see_who_stays(server, number: int) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
             workers |= set(supervisor.children(recursive=True))
         time.sleep(0.01)
-    return [worker for worker in workers if worker.is_running()]
+    return [worker for worker in workers if _is_alive(worker)]
+
+
+def _is_alive(worker: psutil.Process) -> bool:
+    """Whether it runs; one that has ended and was not yet heard of does not."""
+    with suppress(psutil.NoSuchProcess):
+        return worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.fixture
