@@ -24,6 +24,7 @@ from model.network import (
     takes_any_size,
 )
 from model.store import ModelStore
+from training.allocation import keep_freed_memory
 from training.decoding_bar import DecodingBar
 from training.loading import NONE_OF_THEM, LoadedSplit, load, load_presized
 from training.request import TrainRequest, open_request
@@ -114,6 +115,7 @@ def prepare_training(
 
     `source` is what `open_request` gave, where the data are open already.
     """
+    keep_freed_memory()
     source = source or open_request(request, store.home)
     say(f"{len(source)} images of {len(source.classes)} classes, {source.task}-label")
     for note in source.notes:
