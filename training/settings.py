@@ -39,7 +39,8 @@ class TrainingSettings:
     optimizer: OptimizerName = "sgd"
     weight_decay: float = 5e-4  # on matrices and kernels; never on biases and norms
     warmup_share: float = 0.25  # of all steps, spent climbing to the peak
-    label_smoothing: float = 0.1  # single-label alone
+    # Single-label alone. Smoothed labels make probabilities that no temperature sets right.
+    label_smoothing: float = 0.0
     small_epochs_share: float = 0.0  # of the epochs, the first, on smaller images
     small_share: float = 0.72  # side of those over the network's
     flip: bool = False  # tiny images are often signs, which a mirror spoils

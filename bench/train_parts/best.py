@@ -18,6 +18,7 @@ from train_parts.promise import describe, print_spread, train
 RECIPE = (
     *("--architecture", "small-resnet-wide", "--epochs", "30", "--batch-size", "256"),
     *("--learning-rate", "0.2", "--flip", "--erase", "0.3", "--average-decay", "0.998"),
+    *("--label-smoothing", "0.1"),
 )
 
 

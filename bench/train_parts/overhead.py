@@ -85,9 +85,7 @@ def bare_seconds(architecture: str, data: Arrays, settings: TrainingSettings) ->
     for rows in torch.randperm(IMAGES).split(BATCH):
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             logits, _ = network(images[rows].to(device))
-        loss = functional.cross_entropy(
-            logits.float(), targets[rows].to(device), label_smoothing=0.1
-        )
+        loss = functional.cross_entropy(logits.float(), targets[rows].to(device))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
