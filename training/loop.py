@@ -104,13 +104,20 @@ class Trainer:
         self.device = local_device(settings.device)
         self.network = network.to(self.device)
         self.fit_split, self.validation_split = fit, validation
-        self.rows = trainable_rows(fit.targets)
+        learned = trainable_rows(fit.targets)
+        self.rows = np.arange(len(fit.targets)) if settings.learn_none else learned
         self.groups = groups or [
             {"params": list(network.parameters()), "peak": settings.learning_rate}
         ]
         self.optimizer = _optimizer(self.groups, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
-        self.loss_function = loss_for(task, settings.label_smoothing, self._class_weights())
+        self.loss_function = loss_for(
+            task,
+            settings.label_smoothing,
+            self._class_weights(),
+            head=settings.head,
+            learn_none=settings.learn_none,
+        )
         self.history = TrainingHistory(metric_name(task))
         self.precision = Precision()
         self.evaluation_network = self.network  # an average of its weights, where one is kept
@@ -219,7 +226,7 @@ class Trainer:
         )
         targets = self.validation_split.targets
         kept = trainable_rows(targets)
-        loss = loss_for(self.task, 0.0)(
+        loss = loss_for(self.task, 0.0, head=self.settings.head)(
             torch.from_numpy(logits[kept]), torch.from_numpy(np.asarray(targets[kept]))
         )
         losses = self.history.losses[-self.steps_per_epoch :]
@@ -333,7 +340,10 @@ def evaluation_batch(images: Inputs) -> int:
 
 
 def _optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; weight decay on kernels and matrices alone."""
+    """SGD with Nesterov momentum, or AdamW; weight decay on kernels and matrices alone.
+
+    Fused: one pass over the weights instead of several, which small batches of large networks feel.
+    """
     split = [
         {
             "params": chosen,
@@ -345,8 +355,10 @@ def _optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> torc
         if (chosen := [one for one in group["params"] if (one.ndim > 1) == decays])
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(split, lr=settings.learning_rate)
-    return torch.optim.SGD(split, lr=settings.learning_rate, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(split, lr=settings.learning_rate, fused=True)
+    return torch.optim.SGD(
+        split, lr=settings.learning_rate, momentum=0.9, nesterov=True, fused=True
+    )
 
 
 @contextmanager

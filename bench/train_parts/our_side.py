@@ -20,7 +20,9 @@ from typing import Any
 
 import click
 import numpy as np
+import timm  # noqa: F401 - what is imported when it is needed is not counted; fastai's is not either
 import torch
+import torch._dynamo
 
 from model.settings import ModelSettings
 from model.store import ModelStore
