@@ -17,7 +17,8 @@ class Calibration(BaseModel):
     """How logits become probabilities.
 
     `temperature`: softmax(logits / temperature), for single-label models (Guo et al. 2017).
-    `platt`: sigmoid(slope * logit + intercept) per class, for multi-label models (Platt 1999).
+    `platt`: sigmoid(slope * logit + intercept) per class, for multi-label models, and for
+    single-label ones with a sigmoid head (Platt 1999).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +55,7 @@ def probabilities(logits: FloatArray, calibration: Calibration, task: Task) -> F
     >>> probabilities(np.zeros((1, 4), np.float32), uncalibrated, "single").tolist()
     [[0.25, 0.25, 0.25, 0.25]]
     """
-    if task == "single":
+    if task == "single" and calibration.method == "temperature":
         return softmax(logits / np.float32(calibration.temperature))
     slopes = np.asarray(calibration.slopes, np.float32)
     intercepts = np.asarray(calibration.intercepts, np.float32)

@@ -53,6 +53,7 @@ class Network(nn.Module):
         self.body = body
         self.head = nn.Linear(embedding_size, class_count)
         self.embedding_size = embedding_size
+        self.image_size = spec.size
         self.memory_format = torch.contiguous_format
         # Not saved with the weights: the manifest's input spec is the one place for these.
         self.register_buffer("mean", _per_channel(spec.mean), persistent=False)
@@ -65,8 +66,12 @@ class Network(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Embedding N x D of uint8 images N x H x W x 3: all but the head."""
+        return cast(Tensor, self.body(self.normalise(images)))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the body takes, float N x 3 x H x W, of uint8 images N x H x W x 3."""
         normalised = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        return cast(Tensor, self.body(normalised.contiguous(memory_format=self.memory_format)))
+        return normalised.contiguous(memory_format=self.memory_format)
 
     def use_memory_format(self, memory_format: torch.memory_format) -> None:
         """Lay out weights and activations as torch.contiguous_format or torch.channels_last."""
@@ -111,7 +116,7 @@ class SmallResNet(nn.Module):
     def __init__(self, stem: int, stages: tuple[int, ...]) -> None:
         super().__init__()
         self.stem = _convolution(3, stem, 3, 1)
-        widths = (stem, *stages)
+        self.widths = widths = (stem, *stages)
         self.stages = nn.ModuleList(
             ResidualBlock(before, after, 2) for before, after in pairwise(widths)
         )

@@ -1,11 +1,14 @@
 """How foreign one image is to a model: KNN + ViM score and conformal p-value. numpy only.
 
-The score is the sum of two robust z-scores, higher for more foreign images:
+The score is the sum of two robust z-scores, or one of them (`DETECTORS`), higher for more foreign
+images:
 
 - KNN: cosine distance of the embedding to its k-th nearest neighbour in a bank of embeddings of
   the fit split (Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors").
 - ViM: length of the embedding outside the principal subspace, scaled to logits, less their
   log-sum-exp (Wang et al. 2022, "ViM: Out-Of-Distribution with Virtual-logit Matching").
+
+Both read an embedding that may join several layers, or a part of it (`EmbeddingChoice`).
 
 The p-value is conformal: for an image that is exchangeable with the calibration split, the
 chance of p <= alpha is at most alpha, whatever the score is worth.
@@ -14,7 +17,7 @@ chance of p <= alpha is at most alpha, whatever the score is worth.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -27,17 +30,42 @@ BANK_LIMIT = 5_000
 KNN_DIMENSIONS = 256
 RECORD_COMPONENTS = 32
 CHUNK_ROWS = 1024  # compared with the whole bank at a time: 20 MB
+KNN_AND_VIM = "KNN + ViM"
+DETECTORS = {KNN_AND_VIM: (1.0, 1.0), "KNN": (1.0, 0.0), "ViM": (0.0, 1.0)}  # weights of the parts
 _TO_DEVIATION = 1.4826  # median absolute deviation of a normal distribution to its deviation
 
 
 @dataclass(frozen=True)
+class EmbeddingChoice:
+    """Which columns of an embedding the score reads, and what each is multiplied with.
+
+    `columns` int64 K, `column_scale` float32 K; both empty: all of them, as they are.
+    """
+
+    columns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    column_scale: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def of(self, embedding: FloatArray) -> FloatArray:
+        """The chosen columns, N x K, of an embedding N x D.
+
+        >>> last = EmbeddingChoice(np.array([2]), np.array([10], np.float32))
+        >>> last.of(np.array([[1, 2, 3]], np.float32)).tolist()
+        [[30.0]]
+        """
+        if not len(self.columns):
+            return embedding
+        return np.asarray(embedding[:, self.columns] * self.column_scale, np.float32)
+
+
+@dataclass(frozen=True)
 class OutlierModel:
-    """A fitted score. All arrays are float32; D is the embedding size, B the bank size.
+    """A fitted score. All arrays are float32; D is the size of what is read of the embedding.
 
     `center` (D) and `basis` (D x K, orthonormal, by falling variance) span the principal
     subspace; `bank` (K x B) holds unit embeddings in its coordinates, transposed for the matrix
     product; `vim_dimensions` of the K count as principal for ViM. `location` and `scale` (2) are
-    median and robust deviation of the two parts. `calibration` holds the sorted scores of the
+    median and robust deviation of the two parts, `weights` (2) how much each counts. `columns` and
+    `column_scale` are those of the `EmbeddingChoice`. `calibration` holds the sorted scores of the
     calibration split; it is empty until `calibrated` is called.
     """
 
@@ -49,6 +77,9 @@ class OutlierModel:
     location: FloatArray
     scale: FloatArray
     calibration: FloatArray
+    weights: FloatArray = field(default_factory=lambda: _weights(KNN_AND_VIM))
+    columns: NDArray[np.int64] = field(default_factory=lambda: EmbeddingChoice().columns)
+    column_scale: FloatArray = field(default_factory=lambda: EmbeddingChoice().column_scale)
 
     @classmethod
     def fit(
@@ -56,13 +87,16 @@ class OutlierModel:
         embedding: FloatArray,
         logits: FloatArray,
         *,
+        choice: EmbeddingChoice | None = None,
+        detector: str = KNN_AND_VIM,
         seed: int = 0,
         bank_limit: int = BANK_LIMIT,
     ) -> Self:
         """Fit on embeddings (N x D) and logits (N x C) of the fit split.
 
-        The bank is a random sample; location and scale come from the rows outside the bank, or
-        where there are too few from the bank itself with each row's own entry left out.
+        `choice` None reads the whole embedding; `detector` is one of DETECTORS. The bank is a
+        random sample; location and scale come from the rows outside the bank, or where there are
+        too few from the bank itself with each row's own entry left out.
         Raises ValueError for fewer than 2 * NEIGHBOURS rows.
         """
         if len(embedding) < 2 * NEIGHBOURS:
@@ -70,6 +104,8 @@ class OutlierModel:
                 f"the outlier score needs at least {2 * NEIGHBOURS} fit images,"
                 f" {len(embedding)} were given"
             )
+        choice = choice or EmbeddingChoice()
+        embedding = choice.of(embedding)
         order = np.random.default_rng(seed).permutation(len(embedding))
         in_bank, outside = order[:bank_limit], order[bank_limit : 2 * bank_limit]
         center = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -85,24 +121,34 @@ class OutlierModel:
             location=np.zeros(2, np.float32),
             scale=np.ones(2, np.float32),
             calibration=np.zeros(0, np.float32),
+            weights=_weights(detector),
         )
         scaled_on, own = (outside, 0) if len(outside) >= 200 else (in_bank, 1)
         parts = unscaled._parts(embedding[scaled_on], logits[scaled_on], skip=own)[0]
         location, scale = _robust_scale(parts)
-        return cls(**{**unscaled._arrays(), "location": location, "scale": scale})
+        return replace(
+            unscaled,
+            location=location,
+            scale=scale,
+            columns=choice.columns,
+            column_scale=choice.column_scale,
+        )
+
+    def with_detector(self, detector: str) -> Self:
+        """The same model with other weights, one of DETECTORS, and no calibration scores."""
+        return replace(self, weights=_weights(detector), calibration=self.calibration[:0])
 
     def calibrated(self, scores: FloatArray) -> Self:
         """The same model with the scores of the calibration split, in any order."""
-        arrays = {**self._arrays(), "calibration": np.sort(scores.astype(np.float32))}
-        return type(self)(**arrays)
+        return replace(self, calibration=np.sort(scores.astype(np.float32)))
 
     def score(self, embedding: FloatArray, logits: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Score a batch: scores (N), higher for more foreign, and principal components (N x P).
 
         P is RECORD_COMPONENTS or less; the components go into the prediction record.
         """
-        parts, components = self._parts(embedding, logits)
-        scores = ((parts - self.location) / self.scale).sum(axis=1)
+        parts, components = self._parts(self.choice.of(embedding), logits)
+        scores = ((parts - self.location) / self.scale) @ self.weights
         return scores.astype(np.float32), components[:, :RECORD_COMPONENTS]
 
     def p_value(self, scores: FloatArray) -> NDArray[np.float64]:
@@ -123,15 +169,20 @@ class OutlierModel:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""
-        return self._arrays()
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
-        """Back from `to_arrays`; other keys are ignored."""
-        return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+        """Back from `to_arrays`; other keys are ignored.
 
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        Bundles of schema 1 lack what was added with a default.
+        """
+        return cls(**{name: arrays[name] for name in cls.__dataclass_fields__ if name in arrays})
+
+    @property
+    def choice(self) -> EmbeddingChoice:
+        """What it reads of an embedding."""
+        return EmbeddingChoice(self.columns, self.column_scale)
 
     def _parts(
         self, embedding: FloatArray, logits: FloatArray, skip: int = 0
@@ -157,6 +208,10 @@ class OutlierModel:
         kth = _kth_largest(similarity, min(NEIGHBOURS + skip, similarity.shape[1]))
         vim = self.vim_scale[0] * residual - _log_sum_exp(logits)
         return np.stack([1 - kth, vim], axis=1), components
+
+
+def _weights(detector: str) -> FloatArray:
+    return np.array(DETECTORS[detector], np.float32)
 
 
 def _principal_subspace(centred: FloatArray) -> tuple[FloatArray, int]:

@@ -61,6 +61,23 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
     type=click.Path(exists=True, dir_okay=False),
     help="CSV or Parquet file of labelled images to add, as retraining does. Test rows stay.",
 )
+@click.option(
+    "--negatives",
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder of images of none of the classes to learn from, with --none.",
+)
+@click.option(
+    "--foreign",
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder of images that the model is not made for, to choose and check the outlier score"
+    " by. Not trained on.",
+)
+@click.option(
+    "--none-loss",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    help="With --none: share of images of the classes that may get no label or a flag. Default:"
+    " 0.02.",
+)
 @click.option("--promote", is_flag=True, help="Make the new version champion.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, no progress.")
 @click.option(
@@ -96,7 +113,7 @@ def train(
     Several devices: torchrun --nproc-per-node N -m plumbline train ...
     """
     from model.store import check_name
-    from training.request import DEFAULT_ALPHA, TrainRequest, open_request
+    from training.request import TrainRequest, open_request
 
     lowest, highest = learning_rate or (None, None)
     settings = read_settings(ServiceSettings)
@@ -106,7 +123,7 @@ def train(
         knobs=knobs,
         learning_rate=highest,
         body_learning_rate=lowest,
-        alpha=settings.alpha or DEFAULT_ALPHA,
+        alpha=settings.alpha,
         **options,
     )
     store = open_store(settings)

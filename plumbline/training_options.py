@@ -27,6 +27,11 @@ _OPTIONS = {
         help="Of two groups of layers below the head, how many, from the first, fine-tuning leaves"
         " as they are.",
     ),
+    "head": click.option(
+        "--head",
+        type=click.Choice(["softmax", "sigmoid"]),
+        help="Of single-label training. sigmoid: every class for itself. Default: softmax.",
+    ),
     "label_smoothing": click.option("--label-smoothing", type=_SHARE, help="Single-label alone."),
     "small_epochs_share": click.option(
         "--small-epochs",

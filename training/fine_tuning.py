@@ -22,7 +22,7 @@ from training.loop import Arrays, Samples, Trainer, predict_all
 from training.loss import Floats, Targets
 from training.mapped import ChosenRows, KeepRows, blocks, file_of_rows
 from training.schedule import discriminative_rates
-from training.settings import BODY_GROUPS, TrainingSettings
+from training.settings import BODY_GROUPS, HeadName, TrainingSettings
 from training.world import current_world, local_device
 
 LINEAR_HEAD_KEPT = "linear head"
@@ -108,6 +108,8 @@ def fit_head(
     seed: int = 0,
     device: str = "auto",
     deterministic: bool = False,
+    head: HeadName = "softmax",
+    learn_none: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> FittedHead:
     """Train a linear head on frozen features N x D: simple first, and done in seconds.
@@ -122,22 +124,25 @@ def fit_head(
         optimizer="adamw",
         weight_decay=_HEAD_WEIGHT_DECAY,
         label_smoothing=0.0,
+        head=head,
+        learn_none=learn_none,
         precision="fp32",
         device=device,
         deterministic=deterministic,
         seed=seed,
     )
-    head = LinearHead(features.shape[1], class_count, mean, scale)
+    linear_head = LinearHead(features.shape[1], class_count, mean, scale)
     history = Trainer(
-        head,
+        linear_head,
         Arrays(features, targets),
         Arrays(validation_features, validation_targets),
         settings,
         task,
         callbacks=callbacks,
     ).fit()
-    weight = head.linear.weight.detach().cpu() / torch.from_numpy(scale)
-    bias = head.linear.bias.detach().cpu() - weight @ torch.from_numpy(mean)
+    linear = linear_head.linear
+    weight = linear.weight.detach().cpu() / torch.from_numpy(scale)
+    bias = linear.bias.detach().cpu() - weight @ torch.from_numpy(mean)
     return FittedHead(weight, bias, history)
 
 
@@ -256,6 +261,8 @@ def _fit_head_of(
         seed=settings.seed,
         device=settings.device,
         deterministic=settings.deterministic,
+        head=settings.head,
+        learn_none=settings.learn_none,
         callbacks=callbacks,
     )
     with torch.no_grad():

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model.errors import DataError, ImageError
 from model.images import InputSpec
-from training.raw_tables import Fault, refuse_or_note_bad
+from training.raw_tables import Fault, images_below, refuse_or_note_bad
 from training.readers import Pixels
 from training.sources import Source, require_every_class
 from training.splits import Split
@@ -30,6 +30,7 @@ from training.splits import Split
 Progress = Callable[[int, int], None]  # images done, images in all
 
 NONE_OF_THEM = -1  # target of a single-label item without a label
+MOST_FOREIGN = 1_000  # images that the outlier score is judged by
 _FORMAT = 1  # of the cache; raise it when what is stored changes
 _BLOCK = 64  # images a thread prepares at a time
 _BLOCKS_AHEAD = 16  # blocks in memory at once
@@ -81,6 +82,23 @@ def load_presized(
     """
     larger = presized_spec(spec, size)
     return _load(source, larger, cache_directory, (Split.FIT,), seed, progress)[Split.FIT]
+
+
+def load_foreign(folder: Path, spec: InputSpec, seed: int, skip_bad: bool) -> Pixels:
+    """At most MOST_FOREIGN of the images below a folder, prepared: N x H x W x 3 uint8.
+
+    Raises `DataError` for files that are no images, where they may not be skipped.
+    """
+    table = images_below(folder, skip_bad)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(table.names))[:MOST_FOREIGN])
+    images, bad = [], []
+    for row in chosen.tolist():
+        try:
+            images.append(table.reader.prepare(row, spec))
+        except (ImageError, OSError) as error:
+            bad.append((table.names[row], str(error)))
+    refuse_or_note_bad(bad, len(chosen), skip_bad)
+    return np.stack(images)
 
 
 def presized_spec(spec: InputSpec, size: int) -> InputSpec:

@@ -14,10 +14,13 @@ from torch.nn import functional
 
 
 def soft_targets(targets: Tensor, class_count: int) -> Tensor:
-    """Class indices N as shares, float N x C; shares stay as they are."""
+    """Class indices N as shares, float N x C; shares stay as they are.
+
+    A row of no class, -1, has no share of any.
+    """
     if targets.ndim == 2:
         return targets.float()
-    return functional.one_hot(targets, class_count).float()
+    return functional.one_hot(targets + 1, class_count + 1)[:, 1:].float()
 
 
 def mixup(

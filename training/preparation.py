@@ -26,7 +26,8 @@ from model.network import (
 from model.store import ModelStore
 from training.allocation import keep_freed_memory
 from training.decoding_bar import DecodingBar
-from training.loading import NONE_OF_THEM, LoadedSplit, load, load_presized
+from training.loading import NONE_OF_THEM, LoadedSplit, load, load_foreign, load_presized
+from training.readers import Pixels
 from training.request import TrainRequest, open_request
 from training.settings import TrainingSettings
 from training.sources import Source
@@ -84,6 +85,7 @@ class Prepared:
     presized: LoadedSplit | None  # the fit rows, larger, where they are to be warped
     settings: TrainingSettings
     seed: int
+    foreign: Pixels | None = None  # N x H x W x 3, to choose and check the outlier score by
 
     @property
     def fit(self) -> LoadedSplit:
@@ -136,7 +138,12 @@ def prepare_training(
         splits = load(source, spec, store.home / "cache", progress=decoding)
     presized = _presized(source, spec, settings, store, show_progress)
     source.notes.extend(_unlabelled_note(request, source, splits))
-    return Prepared(source, architecture, weights, spec, splits, presized, settings, request.seed)
+    foreign = None
+    if request.foreign is not None:
+        foreign = load_foreign(Path(request.foreign), spec, request.seed, request.skip_bad)
+    return Prepared(
+        source, architecture, weights, spec, splits, presized, settings, request.seed, foreign
+    )
 
 
 def choose_pipeline(
@@ -243,8 +250,9 @@ def _settings(request: TrainRequest, source: Source, *, pretrained: bool) -> Tra
     settings = replace(base, **given, **request.knobs)
     if not pretrained:
         _refuse_without_weights(request, settings)
-    if source.task == "multi" and "label_smoothing" in request.knobs:
-        raise SettingsError("--label-smoothing: it is for one label per image; leave it out")
+    _refuse_for_task(request, source)
+    if _learns_none(request, source):
+        settings = replace(settings, learn_none=True)
     _refuse_for_head_alone(request, settings)
     if "small_share" in request.knobs and not settings.small_epochs_share:
         raise SettingsError("--small-share: it is for --small-epochs; give that too, such as 0.5")
@@ -256,6 +264,31 @@ def _settings(request: TrainRequest, source: Source, *, pretrained: bool) -> Tra
                 " --presize too, such as --presize 1.75"
             )
     return settings
+
+
+def _refuse_for_task(request: TrainRequest, source: Source) -> None:
+    """What is for one label per image, or for a model that may say none."""
+    single = {
+        "--label-smoothing": request.knobs.get("label_smoothing"),
+        "--head": request.knobs.get("head"),
+    }
+    without = [option for option, given in single.items() if given]
+    if source.task == "multi" and without:
+        raise SettingsError(f"{', '.join(without)}: it is for one label per image; leave it out")
+    may_say_none = request.none_allowed and source.task == "single"
+    saying_none = {"--negatives": request.negatives, "--none-loss": request.none_loss}
+    without = [option for option, given in saying_none.items() if given]
+    if without and not may_say_none:
+        raise SettingsError(
+            f"{', '.join(without)}: it is for single-label models that may say none;"
+            " give --none too, or leave it out"
+        )
+
+
+def _learns_none(request: TrainRequest, source: Source) -> bool:
+    """Whether there are rows without a label to learn "none of the classes" from."""
+    may_say_none = request.none_allowed and source.task == "single"
+    return may_say_none and not all(source.labels[row] for row in source.rows(Split.FIT))
 
 
 def _refuse_for_head_alone(request: TrainRequest, settings: TrainingSettings) -> None:

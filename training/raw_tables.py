@@ -164,6 +164,13 @@ def _conflicts(rows: TableRows) -> list[str]:
     return [f"{len(names)} files stand in several rows with different labels: {some(names)}."]
 
 
+def images_below(folder: Path, skip_bad: bool) -> RawTable:
+    """All images below a folder, without labels. Raises `DataError`."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give one with images in it, at any depth")
+    return _without_bad_files(_pattern_table(folder, "()", skip_bad), skip_bad)
+
+
 # --- labels in file names ------------------------------------------------------------------
 
 

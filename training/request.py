@@ -35,12 +35,15 @@ class TrainRequest:
     body_learning_rate: float | None = None  # the lowest
     batch_size: int | None = None  # images
     seed: int = 0
-    alpha: float = DEFAULT_ALPHA
+    alpha: float | None = None  # of the outlier flag; None: by training
     delimiter: str = " "
     pattern: str | None = None  # finds the label in file names
     columns: Columns | None = None  # of a table; None: by their usual names
     skip_bad: bool = False
     more: str | None = None  # CSV or Parquet of labelled images to add
+    negatives: str | None = None  # a folder of images of none of the classes
+    foreign: str | None = None  # a folder of images to judge the outlier score by
+    none_loss: float | None = None  # share of the images in class that may get no label or a flag
     knobs: Mapping[str, Any] = field(default_factory=dict)  # of TrainingSettings, by name
     resume: bool = False  # go on from the checkpoint of an interrupted training
     keep_fine_tuned: bool = False  # also where the linear head is better
@@ -61,4 +64,5 @@ def open_request(request: TrainRequest, home: Path, *, for_training: bool = True
         more=None if request.more is None else Path(request.more),
         pattern=request.pattern,
         columns=request.columns,
+        negatives=None if request.negatives is None else Path(request.negatives),
     )

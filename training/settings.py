@@ -21,6 +21,7 @@ PrecisionName = Literal[
 SamplingName = Literal["shuffled", "balanced"]
 ClassWeightsName = Literal["none", "balanced"]
 OptimizerName = Literal["sgd", "adamw"]
+HeadName = Literal["softmax", "sigmoid"]
 
 BODY_GROUPS = 2  # layer groups below the head, that get rates of their own
 
@@ -41,6 +42,8 @@ class TrainingSettings:
     warmup_share: float = 0.25  # of all steps, spent climbing to the peak
     # Single-label alone. Smoothed labels make probabilities that no temperature sets right.
     label_smoothing: float = 0.0
+    head: HeadName = "softmax"  # single-label alone; sigmoid: every class for itself
+    learn_none: bool = False  # single-label: from rows without a label too
     small_epochs_share: float = 0.0  # of the epochs, the first, on smaller images
     small_share: float = 0.72  # side of those over the network's
     flip: bool = False  # tiny images are often signs, which a mirror spoils

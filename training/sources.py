@@ -27,10 +27,11 @@ from training.raw_tables import (
     RawTable,
     fashion_mnist_folder,
     idx_table,
+    images_below,
     read_raw_table,
 )
 from training.readers import JoinedReader, Pixels, Reader
-from training.splits import Labels, Split, deal_more, deal_splits
+from training.splits import Labels, Split, deal_more, deal_negatives, deal_splits
 from training.tables import SEPARATOR, Columns, some
 
 MORE_SHARE = 0.2  # of the fit rows, that added images come up to
@@ -81,6 +82,7 @@ def open_source(
     more: Path | None = None,
     pattern: str | None = None,
     columns: Columns | None = None,
+    negatives: Path | None = None,
 ) -> Source:
     """Open class folders, a CSV or Parquet file, a folder of idx files, or `fashion-mnist`.
 
@@ -90,6 +92,8 @@ def open_source(
     ($PLUMBLINE_HOME, else ./var). Data that are not `for_training` need not show every class.
     `more` is a CSV or Parquet file of labelled images to add, for example from production: they
     are dealt to fit, validation and calibration, and leave the test rows as they were.
+    `negatives` is a folder of images of none of the classes, for single-label training that may say
+    so: they are dealt to fit and validation.
     `pattern` finds the label in the names of a folder's files, `columns` name those of a table.
     Raises `DataError`, or `SettingsError` for a pattern.
     """
@@ -119,6 +123,8 @@ def open_source(
     )
     if more is not None:
         source = _with_more(source, more, delimiter, seed)
+    if negatives is not None:
+        source = _with_negatives(source, negatives, seed)
     require_every_class(source, range(len(source)))
     return source
 
@@ -171,6 +177,38 @@ def _with_more(source: Source, path: Path, delimiter: str, seed: int) -> Source:
             (source.fingerprint + _fingerprint(added, labels, dealt)).encode()
         ).hexdigest(),
         notes=[*source.notes, *table.notes, *left_out, note],
+    )
+
+
+def _with_negatives(source: Source, folder: Path, seed: int) -> Source:
+    """Add images without a label to fit and validation, each once.
+
+    Calibration and test stay as they are: negatives are none of the images to be answered, and
+    those of one kind say little about another.
+    """
+    if source.task == "multi":
+        raise DataError(
+            f"--negatives {folder}: it is for single-label training; a row without a label in the"
+            " table says the same to a multi-label one"
+        )
+    table = images_below(folder, source.skip_bad)
+    distinct = list(dict(zip(table.content, range(len(table.names)), strict=True)).values())
+    dealt = deal_negatives(len(distinct), seed)
+    names = [f"{folder.resolve().name}/{table.names[row]}" for row in distinct]
+    content = hashlib.sha256(b"".join(table.content[row] for row in distinct)).hexdigest()
+    return replace(
+        source,
+        names=source.names + names,
+        labels=source.labels + [()] * len(distinct),
+        splits=source.splits + dealt,
+        reader=JoinedReader(source.reader, len(source), table.reader, distinct),
+        fingerprint=hashlib.sha256((source.fingerprint + content).encode()).hexdigest(),
+        notes=[
+            *source.notes,
+            *table.notes,
+            f"{len(distinct)} images of none of the classes, from {folder.name}, were added to fit"
+            " and validation.",
+        ],
     )
 
 

@@ -49,6 +49,7 @@ _TRAIN_OF_TRAIN_AND_TEST: Shares = {
 _VALIDATION_OF_FIT: Shares = {Split.FIT: 0.85, Split.VALIDATION: 0.15}
 _VALIDATION_HALVES: Shares = {Split.VALIDATION: 0.5, Split.CALIBRATION: 0.5}
 
+_NEGATIVES: Shares = {Split.FIT: 0.8, Split.VALIDATION: 0.2}
 _MORE: Shares = {Split.FIT: 0.8, Split.VALIDATION: 0.1, Split.CALIBRATION: 0.1}
 
 # Under 99 calibration images nothing is ever flagged at 1 %; some may yet turn out broken.
@@ -120,6 +121,11 @@ def _named_splits(
     """The source names validation and calibration: nothing is dealt, rows without a name train."""
     notes = [] if Split.TEST in named else [_NO_TEST]
     return [split or Split.FIT for split in named], notes
+
+
+def deal_negatives(count: int, seed: int) -> list[Split]:
+    """A split for each of so many images of none of the classes; none calibrates or tests."""
+    return _deal([()] * count, _NEGATIVES, seed)
 
 
 def deal_more(labels: Sequence[Labels], seed: int) -> list[Split]:

@@ -27,11 +27,13 @@ from training.fine_tuning import (
     layer_groups,
     train_from_scratch,
 )
+from training.loading import NONE_OF_THEM
 from training.loop import Arrays, Trainer, predict_all
 from training.loss import class_weights, loss_for, metric, row_weights
+from training.mixing import soft_targets
 from training.precision import PRECISIONS
 from training.progress import ProgressBar
-from training.settings import TrainingSettings
+from training.settings import HeadName, TrainingSettings
 
 QUICK = TrainingSettings(
     epochs=2, batch_size=16, precision="fp32", device="cpu", flip=False, shift_share=0.0
@@ -84,6 +86,67 @@ def test_gradient_of_binary_cross_entropy_is_sigmoid_minus_target() -> None:
     targets = (torch.arange(20).reshape(5, 4) % 3 == 0).float()
     loss_for("multi", 0.1)(logits, targets).backward()
     torch.testing.assert_close(logits.grad, (logits.sigmoid() - targets).detach() / 20)
+
+
+def test_a_row_of_no_class_pulls_softmax_towards_any_and_a_sigmoid_towards_none() -> None:
+    logits = torch.tensor([[2.0, 0.0, -2.0]], requires_grad=True)
+    none = torch.tensor([-1])
+    (by_softmax,) = torch.autograd.grad(
+        loss_for("single", 0.0, learn_none=True)(logits, none), logits
+    )
+    torch.testing.assert_close(by_softmax, (logits.softmax(dim=1) - 1 / 3).detach())
+    (by_sigmoid,) = torch.autograd.grad(
+        loss_for("single", 0.0, head="sigmoid")(logits, none), logits
+    )
+    torch.testing.assert_close(by_sigmoid, logits.sigmoid().detach())
+
+
+def test_rows_of_a_class_cost_the_same_where_none_is_learned_too() -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 3, 1, 1, 2])
+    plain, learning = (loss_for("single", 0.1, learn_none=its) for its in (False, True))
+    torch.testing.assert_close(plain(logits, targets), learning(logits, targets))
+    shares = soft_targets(torch.tensor([2, -1]), 4)
+    assert shares.tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+class OneHiddenLayer(nn.Module):
+    """With hidden units softmax can be unsure of some rows and sure of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3))
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.layers(features), features
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_rows_without_a_label_teach_to_be_unsure(head: HeadName) -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(400, 6)).astype(np.float32)
+    targets = features[:, :3].argmax(axis=1)
+    targets[features[:, 3] > 0.5] = NONE_OF_THEM
+    data, held = Arrays(features[:300], targets[:300]), Arrays(features[300:], targets[300:])
+    surest = []
+    for learn_none in (False, True):
+        settings = replace(
+            QUICK,
+            epochs=20,
+            learning_rate=0.5,
+            label_smoothing=0.0,
+            head=head,
+            learn_none=learn_none,
+        )
+        torch.manual_seed(0)
+        trainer = Trainer(OneHiddenLayer(), data, held, settings, "single")
+        assert len(trainer.rows) == (300 if learn_none else (targets[:300] >= 0).sum())
+        trainer.fit()
+        logits = torch.from_numpy(predict_all(trainer.network, held.images)[0])
+        chances = logits.sigmoid() if head == "sigmoid" else logits.softmax(dim=1)
+        none, some = (chances[held.targets == -1], chances[held.targets >= 0])
+        surest.append(float(some.amax(dim=1).mean() - none.amax(dim=1).mean()))
+    assert surest[1] > surest[0] + 0.1
 
 
 def test_small_resnet_learns_what_can_be_learned() -> None:

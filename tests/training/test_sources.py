@@ -615,3 +615,34 @@ def test_a_link_back_up_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
     with pytest.raises(DataError, match=r"loop links back to .*data.*remove the link"):
         open_source(tmp_path / "data")
+
+
+def test_negatives_join_fit_and_validation_without_a_label(tmp_path: Path) -> None:
+    plain = open_source(idx_folder(tmp_path / "idx"), seed=3)
+    fill(tmp_path / "others" / "deep", 10)
+    fill(tmp_path / "others", 11)  # ten of them again
+    joined = open_source(tmp_path / "idx", seed=3, negatives=tmp_path / "others")
+    added = range(len(plain), len(joined))
+    assert Counter(joined.splits[row] for row in added) == {Split.FIT: 9, Split.VALIDATION: 2}
+    assert all(joined.labels[row] == () for row in added)
+    assert joined.names[len(plain)].startswith("others/")
+    assert joined.splits[: len(plain)] == plain.splits
+    assert joined.fingerprint != plain.fingerprint == joined.base_fingerprint
+    assert any("11 images of none of the classes, from others" in note for note in joined.notes)
+    shade = joined.reader.prepare(len(plain), InputSpec(size=8, mean=(0,) * 3, std=(1,) * 3))
+    assert shade.max() <= 10  # the pixels are those of the folder
+
+
+def test_negatives_are_not_for_several_labels(tmp_path: Path) -> None:
+    fill(tmp_path / "others", 3)
+    with pytest.raises(DataError, match=r"--negatives .*: it is for single-label training"):
+        open_source(multi_label_csv(tmp_path), negatives=tmp_path / "others")
+
+
+@pytest.mark.parametrize("content", [None, b"no image"])
+def test_negatives_that_hold_no_images_are_refused(tmp_path: Path, content: bytes | None) -> None:
+    (tmp_path / "others").mkdir()
+    if content is not None:
+        (tmp_path / "others" / "text.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"holds no images|cannot be used as images"):
+        open_source(idx_folder(tmp_path / "idx"), negatives=tmp_path / "others")

@@ -1,0 +1,96 @@
+"""Threshold and flag share the loss in class as what they find speaks for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.errors import DataError
+from training.none_choice import FLAG_SHARES, Judged, choose_none
+
+RANDOM = np.random.default_rng(0)
+
+
+def in_class(count: int = 2_000, seed: int = 0) -> Judged:
+    random = np.random.default_rng(seed)
+    return Judged(random.beta(8, 1, count), random.uniform(0, 1, count))
+
+
+UNSURE = Judged(RANDOM.beta(2, 2, 500), RANDOM.uniform(0, 1, 500))  # shows by its probability
+FAR = Judged(RANDOM.beta(8, 1, 500), RANDOM.uniform(0, 0.02, 500))  # shows by its score
+
+
+def test_where_images_look_unsure_the_threshold_takes_the_loss() -> None:
+    choice = choose_none(in_class(), [{"unsure": UNSURE}], loss=0.05)
+    assert choice.alpha == pytest.approx(0.05 * FLAG_SHARES[0])
+    assert choice.found["unsure"] > 0.3
+    assert choice.threshold.value > 0.5
+
+
+def test_where_images_look_foreign_the_flag_takes_the_loss() -> None:
+    choice = choose_none(in_class(), [{"far": FAR}], loss=0.02)
+    assert choice.alpha == pytest.approx(0.02 * FLAG_SHARES[-1])
+    assert choice.found["far"] > 0.8
+
+
+def test_both_groups_weigh_the_same_however_many_kinds_they_hold() -> None:
+    few = choose_none(in_class(), [{"far": FAR}, {"unsure": UNSURE}], loss=0.05)
+    many = choose_none(
+        in_class(), [{f"far {number}": FAR for number in range(9)}, {"unsure": UNSURE}], loss=0.05
+    )
+    assert (few.alpha, few.threshold.value) == (many.alpha, many.threshold.value)
+
+
+@given(
+    loss=st.floats(0.005, 0.3),
+    seed=st.integers(0, 99),
+    count=st.integers(1, 400),
+    tie=st.booleans(),
+)
+def test_the_loss_in_class_is_kept_and_used(loss, seed, count, tie) -> None:
+    seen = in_class(count, seed)
+    if tie:
+        seen = Judged(np.round(seen.best, 1), seen.p_value)
+    choice = choose_none(seen, [{"unsure": UNSURE}, {"far": FAR}], loss=loss)
+    lost = seen.none_or_flagged(choice.threshold.value, choice.alpha).mean()
+    flagged = (seen.p_value <= choice.alpha).mean()
+    assert choice.lost == lost
+    assert lost <= max(loss, flagged) + 1e-9  # chance may flag more than alpha says
+    above = np.nextafter(choice.threshold.value, 2)
+    if flagged <= loss < 0.9:  # the next higher threshold would lose too many
+        assert seen.none_or_flagged(above, choice.alpha).mean() > loss - 1 / count
+
+
+def test_an_alpha_that_is_given_stays_and_leaves_the_threshold_the_rest() -> None:
+    seen = in_class()
+    choice = choose_none(seen, [{"unsure": UNSURE}], loss=0.05, alpha=0.03)
+    assert choice.alpha == 0.03
+    assert choice.lost == pytest.approx(0.05, abs=1e-3)
+
+
+def test_rates_that_calibration_cannot_tell_are_not_chosen() -> None:
+    choice = choose_none(in_class(), [{"unsure": UNSURE}], loss=0.05, smallest_alpha=0.02)
+    assert choice.alpha >= 0.02
+
+
+def test_the_sentence_says_what_it_costs_and_finds() -> None:
+    choice = choose_none(in_class(), [{"far": FAR}], loss=0.02)
+    assert choice.threshold.sentence.startswith("Can be trusted: below")
+    assert "at most 2.0 % allowed" in choice.threshold.sentence
+    assert "% of far" in choice.threshold.sentence
+    few = choose_none(in_class(40), [], loss=0.05)
+    assert few.threshold.sentence.startswith("To be taken with care")
+    assert choice.to_dict()["with_flag"]["alpha"] == choice.alpha
+
+
+@pytest.mark.parametrize("loss", [0.0, 1.0, -0.1])
+def test_a_loss_that_means_nothing_is_refused(loss: float) -> None:
+    with pytest.raises(DataError, match="must lie between 0 and 1"):
+        choose_none(in_class(), [], loss=loss)
+
+
+def test_without_a_labelled_image_there_is_nothing_to_tune_on() -> None:
+    with pytest.raises(DataError, match="no labelled validation image"):
+        choose_none(Judged(np.zeros(0), np.zeros(0)), [])

@@ -1,0 +1,92 @@
+"""The outlier score reads the layers, and uses the detector, that the evidence speaks for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.embedding import EmbeddingPart
+from model.engines import Outputs
+from monitoring.outlier import KNN_AND_VIM
+from training.outlier_choice import (
+    CLASSES_LEFT_OUT,
+    EARLIER_LAYERS,
+    PENULTIMATE,
+    Labelled,
+    choose_outlier_model,
+    embedding_choices,
+)
+
+PARTS = [EmbeddingPart(name="layer 1", size=8), EmbeddingPart(name=PENULTIMATE, size=8)]
+CLASSES = 3
+
+
+def outputs(count: int, seed: int, *, early: float = 0.0, late: float = 0.0) -> Labelled:
+    """Three classes; `early` and `late` shift a layer away from where the classes lie."""
+    random = np.random.default_rng(seed)
+    targets = random.integers(0, CLASSES, count)
+    centres = np.eye(CLASSES, 8)[targets] * 4
+    away = np.eye(8)[-1]
+    first, last = (random.normal(centres + its * away, 1) for its in (early, late))
+    logits = last[:, :CLASSES] * 3
+    embedding = np.concatenate([first * 50, last], axis=1)
+    return Labelled(Outputs(logits.astype(np.float32), embedding.astype(np.float32)), targets)
+
+
+FIT, VALIDATION = outputs(600, 0), outputs(300, 1)
+
+
+def test_the_penultimate_layer_is_kept_where_it_tells_foreign_images() -> None:
+    foreign = {"late": outputs(200, 2, late=30).outputs}
+    choice = choose_outlier_model(PARTS, FIT, VALIDATION, foreign)
+    assert (choice.chosen.embedding, choice.chosen.detector) == (PENULTIMATE, KNN_AND_VIM)
+    assert choice.chosen.auroc["late"] > 0.99
+
+
+def test_an_earlier_layer_is_chosen_where_it_alone_shows_what_is_foreign() -> None:
+    foreign = {"early": outputs(200, 2, early=6).outputs}
+    choice = choose_outlier_model(PARTS, FIT, VALIDATION, foreign)
+    by_default = choice.candidates[0]
+    assert by_default.embedding == PENULTIMATE
+    assert by_default.auroc["early"] < 0.7
+    assert choice.chosen.embedding == EARLIER_LAYERS
+    assert choice.chosen.auroc["early"] > 0.9
+    # What was fitted reads just that.
+    same = foreign["early"]._replace(embedding=foreign["early"].embedding.copy())
+    same.embedding[:, 8:] = 0
+    scores = choice.model.score(foreign["early"].embedding, foreign["early"].logits)[0]
+    assert choice.model.score(same.embedding, same.logits)[0] == pytest.approx(scores)
+
+
+def test_classes_left_out_take_part_in_the_choice() -> None:
+    choice = choose_outlier_model(PARTS, FIT, VALIDATION, {"any": outputs(50, 2, late=9).outputs})
+    for candidate in choice.candidates:
+        assert 0.5 < candidate.auroc[CLASSES_LEFT_OUT] <= 1
+        made = candidate.auroc["any"]
+        assert candidate.mean == pytest.approx((made + candidate.auroc[CLASSES_LEFT_OUT]) / 2)
+
+
+def test_with_two_classes_none_is_left_out() -> None:
+    fit, validation = (
+        Labelled(its.outputs._replace(logits=its.outputs.logits[:, :2]), its.targets % 2)
+        for its in (FIT, VALIDATION)
+    )
+    choice = choose_outlier_model(PARTS, fit, validation, {"any": validation.outputs})
+    assert CLASSES_LEFT_OUT not in choice.chosen.auroc
+
+
+def test_multi_label_rows_of_a_class_are_left_out_together() -> None:
+    fit, validation = (
+        Labelled(its.outputs, np.eye(CLASSES, dtype=np.int64)[its.targets])
+        for its in (FIT, VALIDATION)
+    )
+    single = choose_outlier_model(PARTS, FIT, VALIDATION, {"any": VALIDATION.outputs})
+    several = choose_outlier_model(PARTS, fit, validation, {"any": VALIDATION.outputs})
+    assert several.chosen.auroc == single.chosen.auroc
+
+
+def test_joined_layers_count_equally_however_long_they_are() -> None:
+    embedding = FIT.outputs.embedding
+    joined = embedding_choices(PARTS, embedding)["all layers"].of(embedding)
+    lengths = [np.linalg.norm(part, axis=1).mean() for part in np.split(joined, 2, axis=1)]
+    assert lengths == pytest.approx([1, 1], rel=1e-4)

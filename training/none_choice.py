@@ -1,0 +1,163 @@
+"""When a single-label model says "none of the classes": its threshold and its flag, together.
+
+Two things can tell an image that is none of the classes: a low probability of the best class, and
+the outlier flag. Both cost images of the classes. For a stated loss of those together, the share
+that the flag may take is chosen by what the two find: made foreign images, which the flag finds
+best, and the images of classes left out, which look like the others and rather show by their
+probability. No foreign image that a report measures takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import DataError
+from training.metrics import Weights, bootstrap
+from training.thresholds import BOOTSTRAP, GRID, LEAST_LOST, MOST_SPREAD, ThresholdChoice
+
+Floats = NDArray[np.float64]
+
+DEFAULT_LOSS = 0.02  # share of the images of the classes
+FLAG_SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)  # of the loss, that the flag may take
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Some images as the model sees them: best probability and conformal p-value, N each."""
+
+    best: Floats
+    p_value: Floats
+
+    def none_or_flagged(self, threshold: float, alpha: float) -> NDArray[np.bool_]:
+        """Which get no label or a flag, N."""
+        return np.asarray((self.best < threshold) | (self.p_value <= alpha))
+
+
+@dataclass(frozen=True)
+class NoneChoice:
+    """Threshold and alpha, and the share of each kind of foreign images that they find."""
+
+    threshold: ThresholdChoice
+    alpha: float
+    lost: float  # share of the images of the classes that get no label or a flag
+    found: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        found = {kind: round(share, 4) for kind, share in self.found.items()}
+        flag = {"alpha": self.alpha, "lost": round(self.lost, 4), "found": found}
+        return {**self.threshold.to_dict(), "with_flag": flag}
+
+
+def choose_none(
+    in_class: Judged,
+    foreign: Sequence[Mapping[str, Judged]],
+    *,
+    loss: float = DEFAULT_LOSS,
+    alpha: float | None = None,
+    smallest_alpha: float = 0.0,
+    seed: int = 0,
+) -> NoneChoice:
+    """The threshold and alpha that find most, and lose at most `loss` of the images in class.
+
+    `in_class` are validation images of the classes; `foreign` are groups of kinds, each group of
+    equal weight, such as made images and classes left out. An `alpha` that is given stays, and
+    the threshold takes what it leaves of the loss; under `smallest_alpha` nothing is ever flagged.
+    Raises DataError for a loss outside 0 to 1, or no image in class.
+    """
+    if not 0 < loss < 1:
+        raise DataError(f"the loss in class must lie between 0 and 1, got {loss}")
+    if not len(in_class.best):
+        raise DataError("no labelled validation image to tune the threshold on; label some")
+    alphas = [share * loss for share in FLAG_SHARES] if alpha is None else [alpha]
+    usable = [one for one in alphas if one >= smallest_alpha] or alphas[:1]
+
+    def gain(one: float) -> float:
+        threshold = _largest_threshold(in_class, loss, one)
+        groups = [list(_found(group, threshold, one).values()) for group in foreign if group]
+        return float(np.mean([np.mean(shares) for shares in groups])) if groups else 0.0
+
+    best = max(usable, key=gain)  # the first, so the smallest, of equals
+    threshold = _largest_threshold(in_class, loss, best)
+    found: dict[str, float] = {}
+    for group in foreign:
+        found |= _found(group, threshold, best)
+    return NoneChoice(
+        threshold=_explain(in_class, threshold, loss, best, found, seed),
+        alpha=best,
+        lost=float(in_class.none_or_flagged(threshold, best).mean()),
+        found=found,
+    )
+
+
+def _found(group: Mapping[str, Judged], threshold: float, alpha: float) -> dict[str, float]:
+    return {
+        kind: float(judged.none_or_flagged(threshold, alpha).mean())
+        for kind, judged in group.items()
+    }
+
+
+def _largest_threshold(in_class: Judged, loss: float, alpha: float) -> float:
+    """Under which so few unflagged images lie that loss holds; 0 where the flag takes it all."""
+    return _threshold(np.sort(in_class.best[in_class.p_value > alpha]), len(in_class.best), loss)
+
+
+def _threshold(unflagged: Floats, count: int, loss: float) -> float:
+    """`unflagged` best probabilities, ascending, of `count` images in all."""
+    may_go = int(np.floor(loss * count + 1e-9)) - (count - len(unflagged))
+    if may_go <= 0 or not len(unflagged):
+        return 0.0
+    # Labels are empty strictly below the threshold.
+    return float(unflagged[min(may_go, len(unflagged) - 1)])
+
+
+def _explain(
+    in_class: Judged, value: float, loss: float, alpha: float, found: Mapping[str, float], seed: int
+) -> ThresholdChoice:
+    """The threshold with what it costs, and how far other rows would have moved it."""
+    flagged = in_class.p_value <= alpha
+    count = len(in_class.best)
+
+    def redrawn(weights: Weights) -> Floats:
+        chosen = [np.repeat(np.arange(count), row.astype(int)) for row in weights]
+        return np.array(
+            [_threshold(np.sort(in_class.best[its][~flagged[its]]), count, loss) for its in chosen]
+        )
+
+    drawn = bootstrap(redrawn, count, resamples=BOOTSTRAP, seed=seed)
+    kept = np.array([float((~in_class.none_or_flagged(one, alpha)).mean()) for one in GRID])
+    lost = in_class.none_or_flagged(value, alpha)
+    unlabelled = int((lost & ~flagged).sum())
+    trusted = unlabelled >= LEAST_LOST and float(drawn.std()) <= MOST_SPREAD
+    verdict = "Can be trusted:" if trusted else "To be taken with care:"
+    seen = ", ".join(f"{100 * share:.0f} % of {kind}" for kind, share in found.items())
+    sentence = (
+        f"{verdict} below {value:.2f} the answer is none, and the flag is raised at {alpha:.3g};"
+        f" together they cost {int(lost.sum())} of {count:,} validation images of the classes"
+        f" ({100 * lost.mean():.1f} %, at most {100 * loss:.1f} % allowed)"
+        + (f" and find {seen}" if seen else "")
+        + f". Other rows would have moved the threshold by {drawn.std():.3f}"
+        + ("." if unlabelled >= LEAST_LOST else f"; {unlabelled} images are too few to place it.")
+    )
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    plain = tuple(float(one) for one in kept)
+    return ThresholdChoice(
+        objective=f"none_or_flag_at_in_class_loss_{loss:g}",
+        value=value,
+        trusted=bool(trusted),
+        sentence=sentence,
+        grid=tuple(float(one) for one in GRID),
+        curve=plain,
+        smoothed=plain,
+        score=1 - float(lost.mean()),
+        score_at_half=float(kept[int(np.abs(GRID - 0.5).argmin())]),
+        spread=float(drawn.std()),
+        interval=(float(low), float(high)),
+        total_variation=float(np.abs(np.diff(kept)).sum()),
+        wiggle=0.0,
+    )

@@ -1,0 +1,219 @@
+"""Which layers the outlier score reads, and which detector: chosen on evidence, not by habit.
+
+The score is only as good as the embedding. Fine-tuning can break the last layer for it, and what
+makes an image foreign often shows early. So several embeddings and detectors are tried, on
+
+- made foreign images (`self_check.made_foreign_images`), against validation images, and
+- classes left out: the score is fitted anew without the images of one class, whose validation
+  images are then to be told from the others. The network has seen them, unless its body is frozen,
+  so this flatters a fine-tuned network; it flatters every embedding of it alike.
+
+No foreign image that a report measures takes part in the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from model.embedding import PENULTIMATE, EmbeddingPart
+from model.engines import Outputs
+from monitoring.outlier import DETECTORS, NEIGHBOURS, EmbeddingChoice, OutlierModel
+
+FloatArray = NDArray[np.float32]
+
+ALL_LAYERS = "all layers"
+EARLIER_LAYERS = "earlier layers"
+LAST_STAGE = "last stage"
+CLASSES_LEFT_OUT = "classes left out"
+MOST_LEFT_OUT = 5  # classes, the most frequent ones
+LEAST_GAIN = 0.005  # of the mean AUROC, that a candidate needs over the one that is tried first
+_LEFT_OUT_FIT = 2_000  # rows to fit on without a class
+_LEAST_ROWS = 5  # of a class in validation
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One embedding with one detector, and the AUROC by kind that it reached."""
+
+    embedding: str
+    detector: str
+    auroc: Mapping[str, float]  # by made kind, and CLASSES_LEFT_OUT where that could be tried
+
+    @property
+    def mean(self) -> float:
+        """Of the made kinds together and the classes left out, half each."""
+        made = [value for kind, value in self.auroc.items() if kind != CLASSES_LEFT_OUT]
+        left_out = self.auroc.get(CLASSES_LEFT_OUT)
+        mean = float(np.mean(made))
+        return mean if left_out is None else (mean + left_out) / 2
+
+
+@dataclass(frozen=True)
+class OutlierChoice:
+    """The fitted score, and what it was chosen from; the first candidate is the default."""
+
+    model: OutlierModel
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Outputs with the targets of their rows: N class indices, or N x C of 0 and 1."""
+
+    outputs: Outputs
+    targets: NDArray[np.int64]
+
+
+def choose_outlier_model(
+    parts: Sequence[EmbeddingPart],
+    fit: Labelled,
+    validation: Labelled,
+    foreign: Mapping[str, Outputs],
+    *,
+    seed: int = 0,
+) -> OutlierChoice:
+    """Fit every candidate on the fit split, judge it on validation and foreign images, keep one.
+
+    The default is the penultimate layer with KNN + ViM. Another one is kept only where its mean is
+    better by LEAST_GAIN: less is luck. Raises ValueError for fewer than 2 * NEIGHBOURS rows.
+    """
+    tried: list[tuple[Candidate, OutlierModel]] = []
+    for name, choice in embedding_choices(parts, fit.outputs.embedding).items():
+        fitted = OutlierModel.fit(
+            fit.outputs.embedding, fit.outputs.logits, choice=choice, seed=seed
+        )
+        left_out = _auroc_without_classes(choice, fit, validation, seed)
+        for detector in DETECTORS:
+            model = fitted.with_detector(detector)
+            found = _auroc_of_kinds(model, validation.outputs, foreign)
+            if detector in left_out:
+                found[CLASSES_LEFT_OUT] = left_out[detector]
+            tried.append((Candidate(name, detector, found), model))
+    best = max(tried, key=lambda one: one[0].mean)
+    kept = best if best[0].mean >= tried[0][0].mean + LEAST_GAIN else tried[0]
+    return OutlierChoice(kept[1], kept[0], tuple(candidate for candidate, _ in tried))
+
+
+def embedding_choices(
+    parts: Sequence[EmbeddingPart], embedding: FloatArray
+) -> dict[str, EmbeddingChoice]:
+    """By name: the penultimate layer first, then others where there are any.
+
+    `embedding` N x D of fit images. Layers that are joined count equally: each is scaled to a mean
+    length of 1. A penultimate layer that itself joins all parts has scaled them already.
+
+    >>> parts = [EmbeddingPart(name="layer 1", size=2), EmbeddingPart(name="penultimate", size=3)]
+    >>> list(embedding_choices(parts, np.ones((4, 5), np.float32)))
+    ['penultimate', 'all layers', 'earlier layers']
+    """
+    ends = np.cumsum([part.size for part in parts])
+    columns = [np.arange(end - part.size, end) for part, end in zip(parts, ends, strict=True)]
+    if parts[-1].name != PENULTIMATE:
+        last = _as_they_are(columns[-1])
+        return {PENULTIMATE: EmbeddingChoice(), **({LAST_STAGE: last} if len(parts) > 1 else {})}
+    if len(parts) == 1:
+        return {PENULTIMATE: EmbeddingChoice()}
+    return {
+        PENULTIMATE: _as_they_are(columns[-1]),
+        ALL_LAYERS: _joined(columns, embedding),
+        EARLIER_LAYERS: _joined(columns[:-1], embedding),
+    }
+
+
+def _as_they_are(columns: NDArray[np.int64]) -> EmbeddingChoice:
+    return EmbeddingChoice(columns, np.ones(len(columns), np.float32))
+
+
+def _joined(columns: Sequence[NDArray[np.int64]], embedding: FloatArray) -> EmbeddingChoice:
+    lengths = [float(np.linalg.norm(embedding[:, part], axis=1).mean()) for part in columns]
+    scales = [
+        np.full(len(part), 1 / max(length, 1e-6), np.float32)
+        for part, length in zip(columns, lengths, strict=True)
+    ]
+    return EmbeddingChoice(np.concatenate(columns), np.concatenate(scales))
+
+
+def _auroc_of_kinds(
+    model: OutlierModel, validation: Outputs, foreign: Mapping[str, Outputs]
+) -> dict[str, float]:
+    domestic = model.score(validation.embedding, validation.logits)[0]
+    return {
+        kind: auroc(model.score(outputs.embedding, outputs.logits)[0], domestic)
+        for kind, outputs in foreign.items()
+    }
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A score that was fitted without one class, on validation rows."""
+
+    index: int  # of the class
+    is_foreign: NDArray[np.bool_]  # rows of that class, N
+    model: OutlierModel
+    outputs: Outputs  # of validation, without the logits of that class
+
+    def scores(self, detector: str) -> FloatArray:
+        """Outlier scores, N."""
+        model = self.model.with_detector(detector)
+        return model.score(self.outputs.embedding, self.outputs.logits)[0]
+
+
+def leave_classes_out(
+    choice: EmbeddingChoice, fit: Labelled, validation: Labelled, *, seed: int
+) -> Iterator[LeftOut]:
+    """Fit the score anew without each of a few classes; none where there are too few images."""
+    for index in _classes_to_leave_out(fit, validation):
+        kept = np.flatnonzero(~_has(fit.targets, index))
+        kept = np.sort(np.random.default_rng(seed).permutation(kept)[:_LEFT_OUT_FIT])
+        logits = np.delete(fit.outputs.logits[kept], index, axis=1)
+        others = np.delete(validation.outputs.logits, index, axis=1)
+        yield LeftOut(
+            index,
+            _has(validation.targets, index),
+            OutlierModel.fit(fit.outputs.embedding[kept], logits, choice=choice, seed=seed),
+            Outputs(others, validation.outputs.embedding),
+        )
+
+
+def _auroc_without_classes(
+    choice: EmbeddingChoice, fit: Labelled, validation: Labelled, seed: int
+) -> dict[str, float]:
+    """Mean over classes left out, by detector; empty where no class can be."""
+    found: dict[str, list[float]] = {}
+    for left_out in leave_classes_out(choice, fit, validation, seed=seed):
+        for detector in DETECTORS:
+            scores = left_out.scores(detector)
+            foreign, domestic = scores[left_out.is_foreign], scores[~left_out.is_foreign]
+            found.setdefault(detector, []).append(auroc(foreign, domestic))
+    return {detector: float(np.mean(values)) for detector, values in found.items()}
+
+
+def _classes_to_leave_out(fit: Labelled, validation: Labelled) -> Iterator[int]:
+    """The most frequent ones, as long as enough images remain on each side."""
+    classes = fit.outputs.logits.shape[1]
+    if classes < 3:  # without one of two nothing is left to tell apart
+        return
+    counts = [int(_has(fit.targets, index).sum()) for index in range(classes)]
+    for index in np.argsort(counts)[::-1][:MOST_LEFT_OUT]:
+        seen = int(_has(validation.targets, int(index)).sum())
+        rest = len(fit.targets) - counts[index]
+        if min(seen, len(validation.targets) - seen) >= _LEAST_ROWS and rest >= 2 * NEIGHBOURS:
+            yield int(index)
+
+
+def _has(targets: NDArray[np.int64], index: int) -> NDArray[np.bool_]:
+    """Which rows are of a class, N."""
+    column = targets[:, index] if targets.ndim == 2 else targets
+    return np.asarray(column == (1 if targets.ndim == 2 else index))
+
+
+def auroc(foreign: FloatArray, domestic: FloatArray) -> float:
+    """Chance that a foreign image scores above one of the domain (area under the ROC curve)."""
+    truth = np.concatenate([np.ones(len(foreign)), np.zeros(len(domestic))])
+    return float(roc_auc_score(truth, np.concatenate([foreign, domestic])))
