@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from model.decision import Calibration, Task, Thresholds
+from model.embedding import PENULTIMATE, EmbeddingPart
 from model.errors import BundleError
 from model.images import InputSpec
 
@@ -80,7 +81,8 @@ class OutlierSummary(_Strict):
     """What the outlier flag of this model can promise, and how well it was seen to work.
 
     `smallest_alpha` is 1 / (n + 1) for n calibration images: below it nothing is ever flagged.
-    `self_check` holds the AUROC per kind of made foreign images.
+    `self_check` holds the AUROC per kind of foreign images, `embedding` and `detector` what the
+    score reads and how, and `candidates` the AUROC that each pair of those reached, by kind.
     """
 
     alpha: float = Field(gt=0, lt=1)
@@ -89,6 +91,9 @@ class OutlierSummary(_Strict):
     self_check: dict[str, float]
     self_check_passed: bool
     statement: str
+    embedding: str = PENULTIMATE
+    detector: str = "KNN + ViM"
+    candidates: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 class DataSummary(_Strict):
@@ -117,6 +122,7 @@ class Manifest(_Strict):
     classes: tuple[str, ...] = Field(min_length=2)
     architecture: str
     embedding_size: int
+    embedding_parts: tuple[EmbeddingPart, ...] = ()  # none: the penultimate layer alone
     input: InputSpec
     calibration: Calibration
     thresholds: Thresholds

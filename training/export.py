@@ -14,7 +14,8 @@ from model.bundle import NETWORK, ONNX, OPENVINO
 from model.engines import Outputs
 from model.engines.openvino_engine import OpenVinoEngine
 from model.errors import BundleError, EngineError
-from model.network import Network, weights_of
+from model.network import weights_of
+from model.whole_embedding import WholeEmbedding
 from training.mapped import copy_rows
 
 # Largest difference between exported and torch outputs, relative to the largest output, in
@@ -23,19 +24,19 @@ EXPORT_TOLERANCE = 1e-3
 BATCH = 64
 
 
-def export_network(network: Network, directory: Path, image_size: int) -> None:
+def export_network(whole: WholeEmbedding, directory: Path, image_size: int) -> None:
     """Write `network.safetensors`, `network.onnx` and `network.xml` with `network.bin`.
 
     The graphs take a uint8 batch `images` N x H x W x 3, N free, and give `logits` N x C and
-    `embedding` N x D; the normalisation lives inside. Raises OSError, SafetensorError or
-    `BundleError` where the disk is full, by who meets it.
+    `embedding` N x D, of all layers; the normalisation lives inside. Raises OSError,
+    SafetensorError or `BundleError` where the disk is full, by who meets it.
     """
-    network = network.eval().cpu().float()
-    save_file(weights_of(network), directory / NETWORK)
-    network.use_memory_format(torch.contiguous_format)
+    whole = whole.eval().cpu().float()
+    save_file(weights_of(whole.network), directory / NETWORK)
+    whole.network.use_memory_format(torch.contiguous_format)
     example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     torch.onnx.export(
-        network,
+        whole,
         (example,),
         directory / ONNX,
         input_names=["images"],
@@ -62,9 +63,9 @@ def write_openvino(directory: Path) -> None:
         ) from error
 
 
-def run_network(network: Network, images: NDArray[np.uint8]) -> Outputs:
+def run_network(whole: WholeEmbedding, images: NDArray[np.uint8]) -> Outputs:
     """Logits and embedding by torch in float32 on the CPU; what the exports are held to."""
-    network = network.eval().cpu().float()
+    network = whole.eval().cpu().float()
     logits, embedding = [], []
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):

@@ -16,6 +16,8 @@ from model.images import InputSpec, Pixels
 from model.network import Network
 from training.evaluate import Decider
 from training.mapped import ChosenRows
+from training.none_choice import NoneChoice
+from training.settings import HeadName
 from training.self_check import SelfCheck
 from training.thresholds import ThresholdChoice
 
@@ -69,8 +71,11 @@ class Trained:
     data: DataSummary
     settings: Mapping[str, Any]
     curves: Mapping[str, Any]
-    alpha: float
+    alpha: float | None  # None: by the choice of "none", else the usual one
     seed: int
+    none_loss: float | None = None
+    foreign: Pixels | None = None  # real foreign images, N x H x W x 3
+    head: HeadName = "softmax"
     is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
 
 
@@ -92,6 +97,7 @@ class Findings:
     decider: Decider
     choice: ThresholdChoice | None
     self_check: SelfCheck
+    none: NoneChoice | None
     gates: dict[str, EngineGate]
     outputs: SplitOutputs
     test_metrics: dict[str, Any] | None

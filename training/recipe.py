@@ -136,11 +136,19 @@ def _register(
             "pattern": request.pattern,
             "columns": asdict(request.columns or Columns()),
             "skip_bad": request.skip_bad,
-            "more": None if request.more is None else _place(request.more),
+            **{
+                name: None if given is None else _place(given)
+                for name in ("more", "negatives", "foreign")
+                if (given := getattr(request, name)) is None or given
+            },
+            "none_loss": request.none_loss,
         },
         curves={**_curves(history), "diagnosis": sentences},
         alpha=request.alpha,
         seed=request.seed,
+        none_loss=request.none_loss,
+        foreign=prepared.foreign,
+        head=outcome.settings.head,
         is_body_frozen=outcome.kept == LINEAR_HEAD_KEPT,
     )
     bundle = pack(trained, store, say)

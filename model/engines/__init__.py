@@ -58,6 +58,7 @@ def load_engine(
                 bundle.manifest.input,
                 threads=threads,
                 precision=chosen,
+                all_layers=bool(bundle.manifest.embedding_parts),
             )
     except ImportError as error:
         raise EngineError(

@@ -16,6 +16,7 @@ from model.engines import Outputs
 from model.errors import EngineError
 from model.images import InputSpec
 from model.network import create_network
+from model.whole_embedding import WholeEmbedding
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -34,9 +35,11 @@ class TorchEngine:
         *,
         threads: int,
         precision: str,
+        all_layers: bool = True,
     ) -> None:
         """Fill a network with the weights in a bundle's directory.
 
+        `all_layers` gives the embedding of all of them, as bundles since schema 2 want it.
         `precision` is 'bf16' or 'f32', `threads` 0 leaves their number to torch. Raises
         `EngineError`.
         """
@@ -53,7 +56,9 @@ class TorchEngine:
             network.load_state_dict(load_file(directory / NETWORK))
         except RuntimeError as error:
             raise EngineError(f"{directory / NETWORK} does not fit: {error}") from error
-        self._network = network.eval().to(self._device)
+        # Layers are found on the CPU, by a pass through the network.
+        whole = WholeEmbedding(network) if all_layers else network
+        self._network = whole.eval().to(self._device)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Engine.run`."""
