@@ -16,6 +16,7 @@ from model.images import InputSpec, Pixels
 from model.network import Network
 from training.evaluate import Decider
 from training.mapped import ChosenRows
+from training.objectives import MACRO_F1, Objective
 from training.self_check import SelfCheck
 from training.thresholds import ThresholdChoice
 
@@ -72,6 +73,8 @@ class Trained:
     alpha: float
     seed: int
     is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
+    objective: Objective = MACRO_F1  # of multi-label thresholds
+    per_class_thresholds: bool = True  # where they are surely better
 
 
 @dataclass(frozen=True)

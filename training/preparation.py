@@ -26,10 +26,12 @@ from model.network import (
 from model.store import ModelStore
 from training.decoding_bar import DecodingBar
 from training.loading import NONE_OF_THEM, LoadedSplit, load, load_presized
-from training.request import TrainRequest, open_request
+from training.objectives import Objective
+from training.request import TrainRequest, choose_objective, open_request
 from training.settings import TrainingSettings
 from training.sources import Source
 from training.splits import Split
+from training.thresholds import check_labels_differ
 from training.world import local_device
 
 Say = Callable[[str], None]
@@ -83,6 +85,7 @@ class Prepared:
     presized: LoadedSplit | None  # the fit rows, larger, where they are to be warped
     settings: TrainingSettings
     seed: int
+    objective: Objective  # of multi-label thresholds
 
     @property
     def fit(self) -> LoadedSplit:
@@ -115,6 +118,7 @@ def prepare_training(
     `source` is what `open_request` gave, where the data are open already.
     """
     source = source or open_request(request, store.home)
+    objective = choose_objective(request, source)
     say(f"{len(source)} images of {len(source.classes)} classes, {source.task}-label")
     for note in source.notes:
         say(note)
@@ -132,9 +136,14 @@ def prepare_training(
     spec = _input_spec(architecture, weights, request.size, store)
     with DecodingBar(enabled=show_progress) as decoding:
         splits = load(source, spec, store.home / "cache", progress=decoding)
+    if source.task == "multi":
+        check_labels_differ(splits[Split.VALIDATION].targets)
     presized = _presized(source, spec, settings, store, show_progress)
     source.notes.extend(_unlabelled_note(request, source, splits))
-    return Prepared(source, architecture, weights, spec, splits, presized, settings, request.seed)
+    return Prepared(
+        *(source, architecture, weights, spec, splits, presized, settings, request.seed),
+        objective=objective,
+    )
 
 
 def choose_pipeline(
