@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Thresholds(BaseModel):
 
     objective: str
     value: float | None = Field(default=None, ge=0, le=1)
-    per_class: dict[str, float] = Field(default_factory=dict)
+    per_class: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
 
     def as_array(self, classes: Sequence[str]) -> FloatArray:
         """Thresholds in class order, float32 of shape C; zeros where there is no threshold."""

@@ -8,6 +8,7 @@ learned. Promotion stays a command.
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import json
 import logging
@@ -43,6 +44,7 @@ from monitoring.settings import MonitoringSettings
 
 log = logging.getLogger("plumbline.retrain")
 
+COST_MATRIX = "costs.csv"
 HELD_OUT_SHARE = 0.2  # of the labelled images since the alarm, the newest
 _ERROR_LINES = 5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -213,9 +215,29 @@ def _training_arguments(champion: Manifest, learning: Path, delimiter: str) -> l
         *("--size", str(champion.input.size), "--seed", str(settings.get("seed", 0))),
         *("--delimiter", delimiter, "--json"),
         *_reading_arguments(champion),
+        *_threshold_arguments(champion, learning.parent.parent),
         *(["--none"] if champion.none_allowed and champion.task == "single" else []),
         *(["--skip-bad"] if settings.get("skip_bad") else []),
     ]
+
+
+def _threshold_arguments(champion: Manifest, folder: Path) -> list[str]:
+    """To tune for what the champion's thresholds were tuned for; costs go into a file."""
+    settings, costs = champion.training, champion.training.get("costs")
+    arguments = []
+    if settings.get("objective") and champion.task == "multi":
+        arguments += ["--objective", str(settings["objective"])]
+    if costs:
+        path = folder / COST_MATRIX
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("class", "false_positive", "false_negative"))
+            for name, its in costs.items():
+                writer.writerow((name, its["false_positive"], its["false_negative"]))
+        arguments += ["--cost-matrix", str(path)]
+    if settings.get("per_class_thresholds") is False:
+        arguments.append("--no-per-class-thresholds")
+    return arguments
 
 
 def _reading_arguments(champion: Manifest) -> list[str]:

@@ -10,7 +10,13 @@ import click
 
 from model.settings import read_settings
 from plumbline.output import end_by_exception, open_store, print_json, say
-from plumbline.training_options import data_options, take_columns, take_knobs, training_options
+from plumbline.training_options import (
+    data_options,
+    take_columns,
+    take_knobs,
+    threshold_options,
+    training_options,
+)
 from service.settings import ServiceSettings
 
 
@@ -101,6 +107,7 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
     help="Where losses, rates and metrics go: below $PLUMBLINE_HOME/runs, or MLFLOW_TRACKING_URI"
     " ($PLUMBLINE_HOME/mlflow.db).",
 )
+@threshold_options
 @training_options
 def train(
     learning_rate: tuple[float | None, float] | None,
@@ -113,7 +120,7 @@ def train(
     Several devices: torchrun --nproc-per-node N -m plumbline train ...
     """
     from model.store import check_name
-    from training.request import TrainRequest, open_request
+    from training.request import TrainRequest, choose_objective, open_request
 
     lowest, highest = learning_rate or (None, None)
     settings = read_settings(ServiceSettings)
@@ -134,6 +141,8 @@ def train(
     # Of torchrun's processes the first opens the data, then the others.
     is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     source = open_request(request, store.home) if is_alone else None
+    if source is not None:
+        choose_objective(request, source)
     # Imported after that: it takes seconds, and wrong data are told at once.
     from training.recipe import run_training
 

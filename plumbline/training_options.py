@@ -140,6 +140,34 @@ _NETWORK_OPTIONS = (
 )
 
 
+_THRESHOLD_OPTIONS = (
+    click.option(
+        "--objective",
+        help="Several labels: what thresholds are tuned for. macro_f1 (default), micro_f1, another"
+        " F-beta such as macro_f2, cost, 'precision>=0.9' or 'recall>=0.9'.",
+    ),
+    click.option(
+        "--cost-matrix",
+        type=click.Path(exists=True, dir_okay=False),
+        help="CSV with the columns class,false_positive,false_negative for --objective cost; the"
+        " class * stands for all others.",
+    ),
+    click.option(
+        "--per-class-thresholds/--no-per-class-thresholds",
+        default=None,
+        help="Several labels: a class gets a threshold of its own where that is surely better."
+        " Default: yes.",
+    ),
+)
+
+
+def threshold_options(command: Command) -> Command:
+    """Add the options that say what thresholds are tuned for."""
+    for option in reversed(_THRESHOLD_OPTIONS):
+        command = option(command)
+    return command
+
+
 def network_options(command: Command) -> Command:
     """Add the options that name data and network to a command that tries what train would do."""
     for option in reversed(_NETWORK_OPTIONS):

@@ -17,8 +17,9 @@ from model.network import Network
 from training.evaluate import Decider
 from training.mapped import ChosenRows
 from training.none_choice import NoneChoice
-from training.settings import HeadName
+from training.objectives import MACRO_F1, Objective
 from training.self_check import SelfCheck
+from training.settings import HeadName
 from training.thresholds import ThresholdChoice
 
 
@@ -77,6 +78,8 @@ class Trained:
     foreign: Pixels | None = None  # real foreign images, N x H x W x 3
     head: HeadName = "softmax"
     is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
+    objective: Objective = MACRO_F1  # of multi-label thresholds
+    per_class_thresholds: bool = True  # where they are surely better
 
 
 @dataclass(frozen=True)

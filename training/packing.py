@@ -43,7 +43,12 @@ from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.model_card import write_model_card
 from training.reference import outlier_arrays, write_reference
 from training.self_check import check_outlier_score
-from training.thresholds import ThresholdChoice, tune_global_threshold, tune_none_threshold
+from training.thresholds import (
+    ThresholdChoice,
+    check_labels_differ,
+    tune_none_threshold,
+    tune_thresholds,
+)
 
 LEAST_LABEL_AGREEMENT = 0.99
 MOST_ACCURACY_LOST = 0.005
@@ -103,6 +108,8 @@ def _find_out(trained: Trained, directory: Path, say: Callable[[str], None]) -> 
     outputs = _run_splits(trained, engine, on_validation)
     say("calibrating, tuning, checking")
     decider, choice = _decider(trained, outputs)
+    if choice is not None:
+        say(choice.sentence)
     validation_metrics = assess(decider, on_validation, trained.validation.targets)
     test_metrics = None
     if outputs.test is not None:
@@ -197,9 +204,17 @@ def _calibrate_and_tune(
 ) -> tuple[Calibration, Thresholds, ThresholdChoice | None]:
     targets = trained.validation.targets
     if trained.task == "multi":
+        check_labels_differ(targets)
         calibration = fit_platt(validation.logits, targets)
         chances = probabilities(validation.logits, calibration, "multi")
-        choice = tune_global_threshold(chances, targets, seed=trained.seed)
+        choice = tune_thresholds(
+            chances,
+            targets,
+            trained.classes,
+            objective=trained.objective,
+            own_thresholds=trained.per_class_thresholds,
+            seed=trained.seed,
+        )
         return calibration, choice.to_thresholds(), choice
     labelled = targets >= 0
     calibration = fit_temperature(validation.logits[labelled], targets[labelled])

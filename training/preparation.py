@@ -27,11 +27,13 @@ from model.store import ModelStore
 from training.allocation import keep_freed_memory
 from training.decoding_bar import DecodingBar
 from training.loading import NONE_OF_THEM, LoadedSplit, load, load_foreign, load_presized
+from training.objectives import Objective
 from training.readers import Pixels
-from training.request import TrainRequest, open_request
+from training.request import TrainRequest, choose_objective, open_request
 from training.settings import TrainingSettings
 from training.sources import Source
 from training.splits import Split
+from training.thresholds import check_labels_differ
 from training.world import local_device
 
 Say = Callable[[str], None]
@@ -85,6 +87,7 @@ class Prepared:
     presized: LoadedSplit | None  # the fit rows, larger, where they are to be warped
     settings: TrainingSettings
     seed: int
+    objective: Objective  # of multi-label thresholds
     foreign: Pixels | None = None  # N x H x W x 3, to choose and check the outlier score by
 
     @property
@@ -119,6 +122,7 @@ def prepare_training(
     """
     keep_freed_memory()
     source = source or open_request(request, store.home)
+    objective = choose_objective(request, source)
     say(f"{len(source)} images of {len(source.classes)} classes, {source.task}-label")
     for note in source.notes:
         say(note)
@@ -136,13 +140,17 @@ def prepare_training(
     spec = _input_spec(architecture, weights, request.size, store)
     with DecodingBar(enabled=show_progress) as decoding:
         splits = load(source, spec, store.home / "cache", progress=decoding)
+    if source.task == "multi":
+        check_labels_differ(splits[Split.VALIDATION].targets)
     presized = _presized(source, spec, settings, store, show_progress)
     source.notes.extend(_unlabelled_note(request, source, splits))
     foreign = None
     if request.foreign is not None:
         foreign = load_foreign(Path(request.foreign), spec, request.seed, request.skip_bad)
     return Prepared(
-        source, architecture, weights, spec, splits, presized, settings, request.seed, foreign
+        *(source, architecture, weights, spec, splits, presized, settings, request.seed),
+        objective=objective,
+        foreign=foreign,
     )
 
 

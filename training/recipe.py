@@ -34,6 +34,7 @@ from training.learning_rate import Sweep, find_learning_rate
 from training.loading import LoadedSplit
 from training.loop import Trainer
 from training.loss import metric_name
+from training.objectives import costs_of
 from training.packing import pack
 from training.preparation import Prepared, Say, prepare_training
 from training.progress import ProgressBar
@@ -136,12 +137,11 @@ def _register(
             "pattern": request.pattern,
             "columns": asdict(request.columns or Columns()),
             "skip_bad": request.skip_bad,
-            **{
-                name: None if given is None else _place(given)
-                for name in ("more", "negatives", "foreign")
-                if (given := getattr(request, name)) is None or given
-            },
+            "more": None if request.more is None else _place(request.more),
+            "negatives": None if request.negatives is None else _place(request.negatives),
+            "foreign": None if request.foreign is None else _place(request.foreign),
             "none_loss": request.none_loss,
+            **_threshold_settings(prepared, request),
         },
         curves={**_curves(history), "diagnosis": sentences},
         alpha=request.alpha,
@@ -150,6 +150,8 @@ def _register(
         foreign=prepared.foreign,
         head=outcome.settings.head,
         is_body_frozen=outcome.kept == LINEAR_HEAD_KEPT,
+        objective=prepared.objective,
+        per_class_thresholds=request.per_class_thresholds is not False,
     )
     bundle = pack(trained, store, say)
     for checkpoint in (_checkpoint_path(store, request.name, its) for its in (False, True)):
@@ -313,6 +315,18 @@ def _settings_of_kept(outcome: Outcome) -> TrainingSettings:
         lowest = settings.body_learning_rate or settings.learning_rate / 100
         return replace(settings, body_learning_rate=lowest, freeze_batch_norm=True)
     return settings
+
+
+def _threshold_settings(prepared: Prepared, request: TrainRequest) -> dict[str, Any]:
+    """What a retraining needs, to tune for the same."""
+    source, objective = prepared.source, prepared.objective
+    if source.task == "single":
+        return {}
+    return {
+        "objective": objective.name,
+        "costs": costs_of(objective, source.classes),
+        "per_class_thresholds": request.per_class_thresholds is not False,
+    }
 
 
 def _rows(split: LoadedSplit) -> Rows:

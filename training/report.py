@@ -347,10 +347,9 @@ def _threshold_figure(choice: ThresholdChoice | None) -> dict[str, Any] | None:
     if choice is None:
         return None
     grid = np.asarray(choice.grid)
-    label = "share keeping its label"
+    label = choice.curve_name
     series = [Series(label, grid, np.asarray(choice.smoothed))]
-    if choice.plateau is not None or choice.half_best_f1 is not None:
-        label = _words(choice.objective)
+    if choice.curve != choice.smoothed:
         series = [
             Series("as measured", grid, np.asarray(choice.curve), "faint", 2),
             Series("smoothed", grid, np.asarray(choice.smoothed)),

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.decision import Task
+from model.errors import SettingsError
+from training.cost_matrix import read_cost_matrix
+from training.objectives import COST, MACRO_F1, Objective, parse_objective
 from training.sources import Source, open_source
 from training.tables import Columns
 
@@ -49,6 +52,11 @@ class TrainRequest:
     keep_fine_tuned: bool = False  # also where the linear head is better
     retrain_to_overfit_point: bool = False
     track: TrackerName = "tensorboard"
+    objective: str | None = (
+        None  # of thresholds, multi-label; None: macro_f1, or cost with a matrix
+    )
+    cost_matrix: str | None = None  # CSV of what mistakes cost, by class
+    per_class_thresholds: bool | None = None  # where they are surely better; None: yes
 
 
 def open_request(request: TrainRequest, home: Path, *, for_training: bool = True) -> Source:
@@ -66,3 +74,28 @@ def open_request(request: TrainRequest, home: Path, *, for_training: bool = True
         columns=request.columns,
         negatives=None if request.negatives is None else Path(request.negatives),
     )
+
+
+def choose_objective(request: TrainRequest, source: Source) -> Objective:
+    """What thresholds will be tuned for.
+
+    Raises `SettingsError` for an unknown objective and for options that would change nothing,
+    `DataError` for a cost matrix that does not fit the classes.
+    """
+    given = {
+        "--objective": request.objective,
+        "--cost-matrix": request.cost_matrix,
+        "--per-class-thresholds": request.per_class_thresholds,
+    }
+    named = [option for option, value in given.items() if value is not None]
+    if source.task == "single":
+        if named:
+            raise SettingsError(
+                f"{', '.join(named)}: these tune the thresholds of several labels per image, and"
+                f" {source.name} has one label per image; leave it out, or give --task multi"
+            )
+        return MACRO_F1
+    if request.cost_matrix is None:
+        return parse_objective(request.objective or MACRO_F1.name)
+    costs = read_cost_matrix(Path(request.cost_matrix), source.classes)
+    return parse_objective(request.objective or COST, costs)

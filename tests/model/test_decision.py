@@ -106,7 +106,9 @@ def test_confidence_of_several_labels_is_that_of_the_least_sure_class():
     assert confidence(rows([0.95, 0.4, 0.1]), "multi").tolist() == pytest.approx([0.6])
 
 
-@pytest.mark.parametrize("bad", [{"value": 1.5}, {"value": -0.1}, {"level": 0.5}])
+@pytest.mark.parametrize(
+    "bad", [{"value": 1.5}, {"value": -0.1}, {"level": 0.5}, {"per_class": {"star": 1.5}}]
+)
 def test_thresholds_beyond_one_and_unknown_fields_are_refused(bad):
     with pytest.raises(ValidationError):
         Thresholds(objective="macro_f1", **bad)

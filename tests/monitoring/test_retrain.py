@@ -32,10 +32,18 @@ from monitoring.labels import BEGINNING, LabelCounter, forget_unjoined, labelled
 from monitoring.launcher import Launcher, in_words
 from monitoring.monitor import Monitor
 from monitoring.records import write_records
-from monitoring.retrain import Comparison, NoNewLabelsError, new_labels, retrain
+from monitoring.retrain import (
+    COST_MATRIX,
+    Comparison,
+    NoNewLabelsError,
+    _threshold_arguments,
+    new_labels,
+    retrain,
+)
 from monitoring.retraining_images import remove_unneeded
 from monitoring.retraining_lock import close_dead, last_retraining, stop_here
 from monitoring.settings import MonitoringSettings
+from training.cost_matrix import read_cost_matrix
 
 LEAST = 10
 BEGINNING_OF_TESTS = datetime(2026, 1, 1, tzinfo=UTC)
@@ -839,3 +847,22 @@ def test_the_last_retraining_is_of_the_model_that_is_asked(
     retrain(settings, "a test")
     assert last_retraining(store.state, "shapes").why == "a test"
     assert last_retraining(store.state, "others") is None
+
+
+def test_a_challenger_is_tuned_for_what_the_champion_was(make_manifest, tmp_path):
+    classes = ("circle", "square, or so", "star")
+    costs = {name: {"false_positive": 1.0, "false_negative": 2.5} for name in classes}
+    settings = {"objective": "cost", "costs": costs, "per_class_thresholds": False}
+    champion = make_manifest(task="multi", classes=classes, training=settings)
+    arguments = _threshold_arguments(champion, tmp_path)
+    path = tmp_path / COST_MATRIX
+    assert arguments == [
+        *("--objective", "cost", "--cost-matrix", str(path), "--no-per-class-thresholds")
+    ]
+    assert read_cost_matrix(path, classes).to_dict(classes) == costs
+
+
+def test_of_an_older_champion_nothing_is_asked(make_manifest, tmp_path):
+    champion = make_manifest(task="multi", training={"epochs": 1})
+    assert _threshold_arguments(champion, tmp_path) == []
+    assert not list(tmp_path.iterdir())

@@ -11,15 +11,18 @@ import pytest
 from safetensors.torch import save_file
 
 from model.bundle import NETWORK, DataSummary
-from model.decision import Calibration, Thresholds
+from model.decision import Calibration, Thresholds, decide, probabilities
 from model.engines import Outputs
+from model.errors import DataError
 from model.images import InputSpec
 from model.network import create_network, weights_of
 from monitoring.outlier import OutlierModel
 from training.evaluate import Decider
 from training.export import run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
+from training.objectives import Cost, FScore, Target
 from training.packing import (
+    _calibrate_and_tune,
     _flags_too_often,
     _gate,
     _threshold_evidence,
@@ -162,6 +165,66 @@ def test_evidence_for_none_counts_the_unlabelled_rows_that_get_no_label(
 def test_without_a_threshold_there_is_no_evidence(trained: Trained, decider: Decider) -> None:
     logits = np.zeros((40, 3), np.float32)
     assert _threshold_evidence(trained, findings(decider, logits, None)) == {}
+
+
+def several(rows: int = 200) -> np.ndarray[Any, Any]:
+    return (np.random.default_rng(3).random((rows, 3)) < 0.3).astype(np.int64)
+
+
+def tuned(
+    trained: Trained, targets: np.ndarray, logits: np.ndarray, **changes: Any
+) -> tuple[Calibration, Thresholds, ThresholdChoice]:
+    """Of several labels, as packing calibrates and tunes them."""
+    images = np.zeros((len(targets), 28, 28, 3), np.uint8)
+    its = replace(trained, task="multi", validation=Rows(images, targets), **changes)
+    outputs = Outputs(logits.astype(np.float32), np.zeros((len(targets), 2), np.float32))
+    calibration, thresholds, choice = _calibrate_and_tune(its, outputs)
+    assert choice is not None
+    return calibration, thresholds, choice
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_validation_labels_that_are_all_equal_are_one_clear_error(
+    trained: Trained, value: int
+) -> None:
+    with pytest.raises(DataError, match="nothing can be chosen by them; put images both with"):
+        tuned(trained, np.full((50, 3), value), np.zeros((50, 3)))
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_column_of_one_value_is_calibrated_with_the_others_and_named(
+    trained: Trained, value: int
+) -> None:
+    targets = several()
+    targets[:, 1] = value
+    logits = np.random.default_rng(4).normal(4 * targets - 2, 2)
+    calibration, thresholds, choice = tuned(trained, targets, logits)
+    assert np.isfinite(calibration.slopes + calibration.intercepts).all()
+    assert "on validation: b." in choice.sentence
+    assert "b" not in thresholds.per_class
+    assert thresholds.value == choice.value
+
+
+def test_saturated_logits_are_calibrated_and_decided_by(trained: Trained) -> None:
+    targets = several()
+    logits = np.where(targets, 1e4, -1e4)
+    logits[:20] *= -1
+    calibration, thresholds, choice = tuned(trained, targets, logits)
+    assert np.isfinite(calibration.slopes + calibration.intercepts).all()
+    chances = probabilities(logits.astype(np.float32), calibration, "multi")
+    labels = decide(chances, thresholds, CLASSES, "multi")
+    assert labels[30:] == [[CLASSES[at] for at in np.flatnonzero(row)] for row in targets[30:]]
+    assert choice.score == pytest.approx(0.9, abs=0.05)
+
+
+def test_packing_tunes_for_what_was_asked(trained: Trained) -> None:
+    targets = several()
+    logits = np.random.default_rng(4).normal(4 * targets - 2, 2)
+    for objective in (FScore(2), Target("precision", 0.6), Cost((1.0,) * 3, (5.0,) * 3)):
+        _, thresholds, choice = tuned(trained, targets, logits, objective=objective)
+        assert thresholds.objective == choice.objective == objective.name
+    _, thresholds, choice = tuned(trained, targets, logits, per_class_thresholds=False)
+    assert [each.reason for each in choice.per_class] == ["one threshold was asked for"] * 3
 
 
 def test_a_repeated_image_counts_once_for_the_bank() -> None:

@@ -87,7 +87,12 @@ def test_multi_label_csv_gives_a_registered_version_with_platt_and_one_threshold
     assert len(manifest.calibration.slopes) == 3
     assert manifest.thresholds.objective == "macro_f1"
     assert manifest.thresholds.value is not None
-    assert manifest.thresholds.per_class == {}
+    assert set(manifest.thresholds.per_class) <= {"red", "green", "blue"}
+    evidence = manifest.threshold_evidence
+    assert [each["name"] for each in evidence["per_class"]] == list(manifest.classes)
+    assert manifest.training["objective"] == "macro_f1"
+    assert manifest.training["per_class_thresholds"] is True
+    assert any(sentence == evidence["sentence"] for sentence in said)
     assert 0 <= manifest.threshold_evidence["none_share_of_unlabelled"] <= 1
     assert manifest.metrics_split == "test"
     assert manifest.data.images["calibration"] == 120

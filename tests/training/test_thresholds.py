@@ -14,7 +14,14 @@ from sklearn.metrics import f1_score
 
 from model.decision import decide
 from model.errors import DataError
-from training.thresholds import GRID, ThresholdChoice, tune_global_threshold, tune_none_threshold
+from training.objectives import Cost, FScore, Target
+from training.thresholds import (
+    GRID,
+    ThresholdChoice,
+    check_labels_differ,
+    tune_global_threshold,
+    tune_none_threshold,
+)
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -119,9 +126,110 @@ def test_a_class_without_positives_does_not_pull_the_curve_down() -> None:
 
 def test_micro_f1_is_another_curve() -> None:
     table, targets = calibrated(500, 6, 3, seed=0)
-    choice = tune_global_threshold(table, targets, objective="micro_f1")
+    choice = tune_global_threshold(table, targets, objective=FScore(average="micro"))
     expected = f1_score(targets, table >= np.float32(GRID[29]), average="micro")
     assert choice.curve[29] == pytest.approx(expected)
+
+
+def test_costs_put_the_threshold_where_their_ratio_says() -> None:
+    table, targets = calibrated(6_000, 8, 3, seed=0)
+    choice = tune_global_threshold(table, targets, objective=Cost((1.0,) * 8, (3.0,) * 8))
+    assert choice.belongs_at == 0.25
+    assert choice.value == pytest.approx(0.25, abs=0.07)
+    assert choice.trusted
+    assert "the ratio of the costs (0.25) agrees" in choice.sentence
+    assert choice.half_best_f1 is None
+    assert choice.lower_is_better
+    assert choice.score <= choice.score_at_half
+
+
+def test_recall_counts_more_in_f2_and_its_threshold_belongs_lower() -> None:
+    data = calibrated(3_000, 8, 3, seed=0)
+    one, two = (tune_global_threshold(*data, objective=FScore(beta)) for beta in (1, 2))
+    assert two.value < one.value - 0.1
+    assert two.belongs_at == pytest.approx(max(two.smoothed) / 5)
+    assert (two.half_best_f1, one.half_best_f1) == (None, one.belongs_at)
+    assert "the best F2 over 5" in two.sentence
+
+
+def test_a_precision_target_holds_on_fresh_rows() -> None:
+    fresh, truth = calibrated(20_000, 6, 3, seed=100)
+    held = []
+    for seed in range(12):
+        target = Target("precision", 0.7)
+        choice = tune_global_threshold(*calibrated(500, 6, 3, seed), objective=target, bootstrap=20)
+        held.append(truth[fresh >= np.float32(choice.value)].mean() >= 0.7)
+        assert choice.target is not None
+        assert choice.target.reached
+        assert choice.target.assured >= 0.7
+    assert sum(held) >= 10
+
+
+def test_a_target_that_is_met_says_what_it_costs() -> None:
+    target = Target("recall", 0.8)
+    choice = tune_global_threshold(*calibrated(3_000, 6, 3, seed=0), objective=target)
+    assert choice.trusted
+    assert choice.sentence.startswith(f"Can be trusted: {choice.value:.2f} gives precision 0.")
+    assert "at recall 0.8" in choice.sentence
+    assert "(0.8 wanted)" in choice.sentence
+    assert choice.curve_name == "precision"
+
+
+def test_an_unreachable_precision_says_the_best_that_can_be_had() -> None:
+    table, targets = calibrated(600, 6, 1.5, seed=0)
+    choice = tune_global_threshold(table, targets, objective=Target("precision", 0.97))
+    assert (choice.value, choice.trusted, choice.plateau) == (0.5, False, None)
+    assert choice.target is not None
+    assert not choice.target.reached
+    assert "precision>=0.97 cannot be assured at any threshold" in choice.sentence
+    assert f"The best is {choice.target.best_at:.2f}" in choice.sentence
+    assert f"{choice.target.best_assured:.3f} assured" in choice.sentence
+    answers = table >= np.float32(0.5)
+    kept = f"This is kept, with precision {targets[answers].mean():.3f}"
+    assert f"{kept} and recall {answers[targets == 1].mean():.3f}" in choice.sentence
+
+
+def test_a_recall_that_only_all_positives_reach_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    table = 0.2 + 0.02 * rng.random((2_000, 6), np.float32)
+    targets = (rng.random(table.shape) < 0.2).astype(np.int64)
+    choice = tune_global_threshold(table, targets, objective=Target("recall", 0.9))
+    assert (choice.value, choice.trusted) == (0.5, False)
+    assert choice.refused_all_positive
+    assert "nearly everything is called positive" in choice.sentence
+
+
+def test_where_costs_cannot_be_tuned_for_their_ratio_is_kept() -> None:
+    table, targets = calibrated(300, 2, 3, seed=0)
+    targets[:] = 0
+    targets[:4, 0] = 1
+    choice = tune_global_threshold(table, targets, objective=Cost((3.0, 3.0), (1.0, 1.0)))
+    assert (choice.value, choice.trusted) == (0.75, False)
+    assert "4 positives are too few" in choice.sentence
+
+
+def test_saturated_probabilities_are_told_of() -> None:
+    targets = (np.random.default_rng(0).random((300, 3)) < 0.3).astype(np.int64)
+    table = np.where(np.random.default_rng(1).random((300, 3)) < 0.1, 1 - targets, targets)
+    choice = tune_global_threshold(table.astype(np.float32), targets)
+    assert choice.value == 0.5
+    assert not choice.trusted
+    assert "nearly every threshold decides the same" in choice.sentence
+
+
+def test_the_score_on_rows_left_out_is_that_on_fresh_rows() -> None:
+    choice = tune_global_threshold(*calibrated(1_500, 4, 3, seed=0), bootstrap=40)
+    fresh = macro_f1(*calibrated(20_000, 4, 3, seed=1), choice.value)
+    assert choice.score_left_out == pytest.approx(fresh, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(0, "none of the 20 validation images has any"), (1, "each of the 20")]
+)
+def test_validation_targets_that_are_all_equal_are_refused(value, says) -> None:
+    with pytest.raises(DataError, match=says):
+        check_labels_differ(np.full((20, 3), value))
+    check_labels_differ(np.eye(20))
 
 
 def confident(rows: int = 4_000, seed: int = 0) -> tuple[Floats, Ints]:
@@ -187,8 +295,6 @@ def test_the_same_seed_gives_the_same_choice() -> None:
 
 def test_ill_input_is_named() -> None:
     table, targets = calibrated(50, 3, 3, seed=0)
-    with pytest.raises(ValueError, match="'macro_f1' or 'micro_f1', got 'accuracy'"):
-        tune_global_threshold(table, targets, objective="accuracy")
     with pytest.raises(DataError, match="expected targets of shape"):
         tune_global_threshold(table, targets[:, 0])
     with pytest.raises(DataError, match="class indices"):
