@@ -107,7 +107,7 @@ images with a label; at most 0.9 can. More of them allow more, or ask for less
         if not self.image_count:
             return "no coverage can be promised: no calibration image has a label. Train with some"
         return (
-            f"a coverage of {coverage:g} cannot be promised from {self.image_count} calibration"
+            f"a coverage of {coverage} cannot be promised from {self.image_count} calibration"
             f" images with a label; at most {self.highest_coverage:g} can. More of them allow"
             " more, or ask for less"
         )
