@@ -41,6 +41,7 @@ NETWORK = "network.safetensors"
 ONNX = "network.onnx"
 OPENVINO = "network.xml"
 OUTLIER = "outlier.safetensors"
+CONFORMAL_SETS = "conformal.safetensors"  # bundles made before there were sets lack it
 REFERENCE = "reference.parquet"
 REPORT = "report.html"
 BENTOML_DESCRIPTION = "model.yaml"
@@ -96,6 +97,37 @@ class OutlierSummary(_Strict):
     candidates: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
+class SetsMeasure(_Strict):
+    """What prediction sets were seen to do at one coverage.
+
+    `realised` is the mean share of an image's true labels that its set holds, `mean_size` the mean
+    number of classes in a set, over the `images` with a label. `size_one` (single label alone) and
+    `empty` are the shares of sets of one class and of none.
+    """
+
+    coverage: float
+    images: int
+    realised: Metric
+    mean_size: Metric
+    size_one: Metric | None = None
+    empty: Metric
+
+
+class SetsSummary(_Strict):
+    """Which coverages can be asked for, and what they were seen to give on `measured_on`.
+
+    `highest_coverage` is n / (n + 1) for n calibration images with a label; any lower one can be
+    asked for.
+    """
+
+    calibration_images: int
+    highest_coverage: float
+    promise: str
+    statement: str
+    measured_on: Literal["test", "validation"]
+    measured: tuple[SetsMeasure, ...] = ()
+
+
 class DataSummary(_Strict):
     """Where the training images came from; `fingerprint` changes when any of them does.
 
@@ -131,6 +163,7 @@ class Manifest(_Strict):
     engines: dict[str, EngineGate]
     metrics: dict[str, Metric]
     metrics_split: Literal["test", "validation"] = "test"
+    prediction_sets: SetsSummary | None = None
     data: DataSummary
     training: dict[str, Any]
     libraries: dict[str, str]

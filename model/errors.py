@@ -9,6 +9,7 @@
     ├── StoreError            a model version or stage does not exist or may not change so
     ├── StartError            a server has nothing to serve
     ├── EngineError           an engine is missing or cannot run this model
+    ├── CoverageError         prediction sets cannot be had at this coverage
     ├── MonitorError          the monitor's state or a retraining cannot be used as it is
     └── ServiceError          a running service refused a request, or cannot be reached
 
@@ -64,6 +65,10 @@ class StartError(PlumblineError):
 
 class EngineError(PlumblineError):
     """An inference engine is missing, or cannot run this model."""
+
+
+class CoverageError(PlumblineError):
+    """Prediction sets cannot be had of this model, or not at the coverage asked for."""
 
 
 class MonitorError(PlumblineError):

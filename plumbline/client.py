@@ -23,13 +23,18 @@ class OutOfDomain:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the service said of one image; `error` is (code, message) where it said nothing."""
+    """What the service said of one image; `error` is (code, message) where it said nothing.
+
+    `prediction_set` is there where a coverage was asked for, the most probable class first; it is
+    empty when no class is probable enough for that coverage.
+    """
 
     id: str | None
     labels: tuple[str, ...]
     probabilities: dict[str, float]
     out_of_domain: OutOfDomain | None
     error: tuple[str, str] | None
+    prediction_set: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,26 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def predict(self, images: Sequence[bytes]) -> Predictions:
-        """Send 1 to 64 images in one request."""
+    def predict(self, images: Sequence[bytes], *, coverage: float | None = None) -> Predictions:
+        """Send 1 to 64 images in one request; a coverage asks for prediction sets beside.
+
+        A coverage that the model cannot promise is a `ServiceError` with code `invalid`.
+        """
         files = [("image", (f"{index}", image)) for index, image in enumerate(images)]
-        answer = self._call("POST", "/v1/predict", files=files)
+        query = {} if coverage is None else {"coverage": str(coverage)}
+        answer = self._call("POST", "/v1/predict", files=files, params=query)
         predictions = tuple(_prediction(row) for row in answer["predictions"])
+        if coverage is not None:
+            self._check_sets(predictions)
         return Predictions(ModelName(**answer["model"]), predictions)
+
+    def _check_sets(self, predictions: Sequence[Prediction]) -> None:
+        """A service older than prediction sets does not look at the coverage."""
+        if any(its.error is None and its.prediction_set is None for its in predictions):
+            raise ServiceError(
+                "unsupported",
+                f"{self._http.base_url} knows no prediction sets; it needs a newer Plumbline",
+            )
 
     def feedback(self, prediction_id: str, labels: Sequence[str]) -> None:
         """Say what the image of a prediction really shows."""
@@ -148,4 +167,5 @@ def _prediction(row: dict[str, Any]) -> Prediction:
         probabilities=row["probabilities"],
         out_of_domain=OutOfDomain(**foreign) if foreign else None,
         error=(error["code"], error["message"]) if error else None,
+        prediction_set=tuple(row["set"]) if "set" in row else None,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from plumbline.output import open_store, print_json, print_table
+from plumbline.output import coverage_option, open_store, print_json, print_table
 from plumbline.training_options import data_options, take_columns
 
 
@@ -19,14 +19,22 @@ from plumbline.training_options import data_options, take_columns
     type=click.Choice(["test", "valid", "all"]),
     help="Default: test for the data it was trained on, all for other data.",
 )
+@coverage_option("Measure the prediction sets of this coverage too, such as 0.9.")
 @data_options
 @click.option("--json", "as_json", is_flag=True)
-def evaluate(version: str, data: str, split: str | None, as_json: bool, **reading: Any) -> None:
+def evaluate(
+    version: str,
+    data: str,
+    split: str | None,
+    coverage: float | None,
+    as_json: bool,
+    **reading: Any,
+) -> None:
     """Measure a VERSION on labelled images."""
     from training.evaluate import evaluate_version
 
     reading |= take_columns(reading)
-    found = evaluate_version(open_store(), version, data, split, **reading)
+    found = evaluate_version(open_store(), version, data, split, coverage=coverage, **reading)
     if as_json:
         print_json(found)
         return
@@ -36,7 +44,28 @@ def evaluate(version: str, data: str, split: str | None, as_json: bool, **readin
         for name, value in found.items()
         if isinstance(value, float)
     ]
+    if coverage is not None:
+        rows += _rows_of_sets(found["prediction_sets"])
     print_table(title, ("metric", "value", "95 % interval"), rows)
+
+
+def _rows_of_sets(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Realised coverage, size of the sets, and the class that they cover least."""
+    at = f"at {found['coverage']:g}"
+    shown = {
+        f"coverage {at}": found["realised"],
+        f"mean set size {at}": found["mean_size"],
+        f"sets of one class {at}": found["size_one"],
+        f"empty sets {at}": found["empty"],
+    }
+    if found["by_class"]:
+        least = min(found["by_class"], key=lambda name: found["by_class"][name]["value"])
+        shown[f"coverage {at} of {least}, the least"] = found["by_class"][least]
+    return [
+        (name, f"{its['value']:.4f}", _interval((its["low"], its["high"])))
+        for name, its in shown.items()
+        if its is not None and its["value"] is not None
+    ]
 
 
 def _interval(bounds: Sequence[float] | None) -> str:

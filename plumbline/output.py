@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from model.settings import ModelSettings, read_settings
+
+Command = Callable[..., Any]
 
 # What a command needs it imports itself: a second or two less for those that need little.
 if TYPE_CHECKING:
@@ -21,6 +23,21 @@ def open_store(settings: ModelSettings | None = None) -> ModelStore:
     from model.store import ModelStore
 
     return ModelStore(settings or read_settings(ModelSettings))
+
+
+def coverage_option(help_text: str) -> Callable[[Command], Command]:
+    """`--coverage`, between 0 and 1; the version asked decides how high it may be."""
+    return click.option(
+        "--coverage", type=str, callback=_read_coverage, metavar="SHARE", help=help_text
+    )
+
+
+def _read_coverage(
+    context: click.Context, option: click.Parameter, given: str | None
+) -> float | None:
+    from model.conformal_sets import parse_coverage
+
+    return None if given is None else parse_coverage(given)
 
 
 def say(message: str) -> None:

@@ -36,53 +36,56 @@ def predict_here(
     model: str | None = None,
     engine: EngineName = "openvino",
     alpha: float | None = None,
+    coverage: float | None = None,
 ) -> list[dict[str, Any]]:
     """Judge files in this process; `reference` None takes the champion of `model`.
 
-    `alpha` None leaves it to the version, as the service does.
+    `alpha` None leaves it to the version, as the service does. With a `coverage` every good row
+    has the `set` too. Raises `CoverageError` when the version cannot promise it.
     """
     version = store.find(reference) if reference else store.champion(model)
     bundle = store.load(version)
     loaded = load_engine(engine, bundle, threads=os.cpu_count() or 1)
     predictor = Predictor(bundle, loaded, stage=version.stage, alpha=alpha)
-    return [row for chunk in _chunks(files) for row in _judge(chunk, predictor)]
+    least = None if coverage is None else predictor.least_probability(coverage)
+    return [row for chunk in _chunks(files) for row in _judge(chunk, predictor, least)]
 
 
 def predict_by_service(
-    files: Sequence[Path], url: str, api_key: str | None
+    files: Sequence[Path], url: str, api_key: str | None, *, coverage: float | None = None
 ) -> list[dict[str, Any]]:
     """Send files to a running service. Raises `ServiceError` for what is no image's fault."""
     with Client(url, api_key=api_key) as client:
-        return [row for chunk in _chunks(files) for row in _ask(client, chunk)]
+        return [row for chunk in _chunks(files) for row in _ask(client, chunk, coverage)]
 
 
-def _ask(client: Client, files: Sequence[Path]) -> list[dict[str, Any]]:
+def _ask(client: Client, files: Sequence[Path], coverage: float | None) -> list[dict[str, Any]]:
     """Rows for the files of one request; where it is refused for its images, one by one."""
     try:
-        answer = _ask_patiently(client, [file.read_bytes() for file in files])
+        answer = _ask_patiently(client, [file.read_bytes() for file in files], coverage)
     except ServiceError as error:
         if error.code not in _IMAGE_CODES:
             raise
         if len(files) == 1:
             return [_failed_row(files[0], error.code, error.message)]
-        return [row for file in files for row in _ask(client, [file])]
+        return [row for file in files for row in _ask(client, [file], coverage)]
     return [
         _served_row(file, prediction)
         for file, prediction in zip(files, answer.predictions, strict=True)
     ]
 
 
-def _ask_patiently(client: Client, images: Sequence[bytes]) -> Predictions:
+def _ask_patiently(client: Client, images: Sequence[bytes], coverage: float | None) -> Predictions:
     """Ask again when the service is overloaded, as late as it says."""
     for _ in range(TRIES - 1):
         try:
-            return client.predict(images)
+            return client.predict(images, coverage=coverage)
         except ServiceError as error:
             if error.code != "overloaded":
                 raise
             wait = 1 if error.retry_after_seconds is None else error.retry_after_seconds
             time.sleep(min(wait, LONGEST_WAIT_SECONDS))
-    return client.predict(images)
+    return client.predict(images, coverage=coverage)
 
 
 def _chunks(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
@@ -100,14 +103,16 @@ def _chunks(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
         yield chunk
 
 
-def _judge(files: Sequence[Path], predictor: Predictor) -> list[dict[str, Any]]:
+def _judge(
+    files: Sequence[Path], predictor: Predictor, least_probability: float | None
+) -> list[dict[str, Any]]:
     prepared = [_prepare(file, predictor) for file in files]
     good = [image for image in prepared if not isinstance(image, ImageError)]
     judgements = iter(predictor.predict(good) if good else [])
     return [
         _failed_row(file, image.code, str(image))
         if isinstance(image, ImageError)
-        else _judged_row(file, next(judgements), predictor)
+        else _judged_row(file, next(judgements), predictor, least_probability)
         for file, image in zip(files, prepared, strict=True)
     ]
 
@@ -129,13 +134,16 @@ def _failed_row(file: Path, code: str, message: str) -> dict[str, Any]:
     }
 
 
-def _judged_row(file: Path, judgement: Judgement, predictor: Predictor) -> dict[str, Any]:
-    return {"file": str(file), **judgement.as_answer(predictor.classes), "error": None}
+def _judged_row(
+    file: Path, judgement: Judgement, predictor: Predictor, least_probability: float | None
+) -> dict[str, Any]:
+    judged = judgement.as_answer(predictor.classes, least_probability)
+    return {"file": str(file), **judged, "error": None}
 
 
 def _served_row(file: Path, prediction: Prediction) -> dict[str, Any]:
     foreign, error = prediction.out_of_domain, prediction.error
-    return {
+    row: dict[str, Any] = {
         "file": str(file),
         "id": prediction.id,
         "labels": list(prediction.labels),
@@ -143,3 +151,6 @@ def _served_row(file: Path, prediction: Prediction) -> dict[str, Any]:
         "out_of_domain": asdict(foreign) if foreign else None,
         "error": {"code": error[0], "message": error[1]} if error else None,
     }
+    if prediction.prediction_set is not None:
+        row["set"] = list(prediction.prediction_set)
+    return row

@@ -12,7 +12,7 @@ import click
 
 from model.errors import SettingsError
 from model.settings import read_settings
-from plumbline.output import open_store, print_table
+from plumbline.output import coverage_option, open_store, print_table
 from plumbline.settings import ClientSettings
 from service.settings import ServiceSettings
 
@@ -23,10 +23,18 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("--version", "version", help="Predict here, with this VERSION.")
 @click.option("--url", help="Ask a running service. Its key comes from PLUMBLINE_API_KEY.")
+@coverage_option(
+    "Add the set of labels that holds on average this share of the true ones, such as 0.9."
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON lines.")
 @click.option("--json", "as_json", is_flag=True)
 def predict(
-    path: Path, version: str | None, url: str | None, out: Path | None, as_json: bool
+    path: Path,
+    version: str | None,
+    url: str | None,
+    coverage: float | None,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Predict one image, or every JPEG, PNG and WebP below a folder."""
     from plumbline.predict import predict_by_service, predict_here
@@ -35,7 +43,8 @@ def predict(
         raise SettingsError("give --version or --url, not both")
     images = _image_files(path)
     if url:
-        rows = predict_by_service(images, url, read_settings(ClientSettings).api_key)
+        key = read_settings(ClientSettings).api_key
+        rows = predict_by_service(images, url, key, coverage=coverage)
     else:
         settings = read_settings(ServiceSettings)
         rows = predict_here(
@@ -45,6 +54,7 @@ def predict(
             model=settings.model,
             engine=settings.engine,
             alpha=settings.alpha,
+            coverage=coverage,
         )
     lines = [json.dumps(row) for row in rows]
     if out is not None:
@@ -52,7 +62,7 @@ def predict(
     elif as_json:
         click.echo("\n".join(lines))
     else:
-        _print_predictions(rows)
+        _print_predictions(rows, coverage)
     if any(row["error"] for row in rows):
         sys.exit(1)
 
@@ -70,15 +80,25 @@ def _image_files(path: Path) -> list[Path]:
     return found
 
 
-def _print_predictions(rows: Sequence[dict[str, Any]]) -> None:
-    columns = ("file", "labels", "probability", "out of domain")
-    print_table(None, columns, [_prediction_row(row) for row in rows])
+def _print_predictions(rows: Sequence[dict[str, Any]], coverage: float | None) -> None:
+    columns = ["file", "labels", "probability", "out of domain"]
+    if coverage is None:
+        print_table(None, columns, [_prediction_row(row) for row in rows])
+        return
+    columns.insert(2, f"set at {coverage:g}")
+    print_table(None, columns, [_with_set(row) for row in rows])
 
 
-def _prediction_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
+def _prediction_row(row: dict[str, Any]) -> list[str]:
     if row["error"]:
-        return row["file"], f"error: {row['error']['message']}", "", ""
+        return [row["file"], f"error: {row['error']['message']}", "", ""]
     best = max(row["probabilities"].values())
     foreign = row["out_of_domain"]
     note = f"p = {foreign['p_value']:.4f}" + (" FLAGGED" if foreign["flagged"] else "")
-    return row["file"], ", ".join(row["labels"]) or "(none)", f"{best:.3f}", note
+    return [row["file"], ", ".join(row["labels"]) or "(none)", f"{best:.3f}", note]
+
+
+def _with_set(row: dict[str, Any]) -> list[str]:
+    cells = _prediction_row(row)
+    cells.insert(2, "" if row["error"] else ", ".join(row["set"]) or "(none is sure enough)")
+    return cells

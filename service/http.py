@@ -18,7 +18,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import Lifespan
 
-from model.errors import ImageError
+from model.conformal_sets import VALID, parse_coverage
+from model.errors import CoverageError, ImageError
 from model.images import Pixels
 from monitoring.image_store import ImageStore, StoredImage
 from monitoring.records import Record, RecordSink
@@ -116,11 +117,12 @@ class Door:
         started = time.perf_counter()
         client = self._clients.admit(request, "predict")
         predictor = self._predictor()
+        least_probability = _least_probability(request, predictor)
         with self._occupancy.visit() as visit:
             visit.take_images(1)
             images = await self._admission.read_images(request, on_bytes=visit.take_bytes)
             visit.take_images(len(images) - 1)
-            outcomes = await self._judge(images, predictor, client)
+            outcomes = await self._judge(images, predictor, client, least_probability)
         metrics.REQUEST_SECONDS.observe(time.perf_counter() - started)
         if not any(isinstance(outcome, dict) for outcome in outcomes):
             raise _as_request_error(outcomes[0])
@@ -180,7 +182,13 @@ class Door:
             raise unavailable("the service is starting: no model is loaded yet")
         return self._rollout.champion
 
-    async def _judge(self, images: list[bytes], predictor: Predictor, client: str) -> list[Outcome]:
+    async def _judge(
+        self,
+        images: list[bytes],
+        predictor: Predictor,
+        client: str,
+        least_probability: float | None,
+    ) -> list[Outcome]:
         """One prediction object or error per image, in order; records what was predicted."""
         deadline = asyncio.get_running_loop().time() + self._settings.deadline_seconds
         admitted = await self._admission.admit_all(images, predictor.input, deadline=deadline)
@@ -201,7 +209,9 @@ class Door:
                 metrics.IMAGES.labels("internal").inc()
                 outcomes.append(RequestError("internal", "this image could not be judged"))
             else:
-                outcomes.append(self._prediction(image, data, answer, predictor, client))
+                outcomes.append(
+                    self._prediction(image, data, answer, predictor, client, least_probability)
+                )
         return outcomes
 
     def _prediction(
@@ -211,6 +221,7 @@ class Door:
         answer: Answer[Judgement],
         predictor: Predictor,
         client: str,
+        least_probability: float | None,
     ) -> dict[str, Any]:
         prediction_id = str(uuid_utils.uuid7())
         flagged = answer.result.flagged
@@ -221,7 +232,8 @@ class Door:
         _count(image, answer)
         self.judged += 1
         self.flagged += flagged
-        return {"id": prediction_id, **answer.result.as_answer(predictor.classes), "error": None}
+        judged = answer.result.as_answer(predictor.classes, least_probability)
+        return {"id": prediction_id, **judged, "error": None}
 
 
 def _answering(
@@ -278,6 +290,19 @@ def _failed_prediction(error: ImageError | RequestError) -> dict[str, Any]:
     }
 
 
+def _least_probability(request: Request, predictor: Predictor) -> float | None:
+    """Of a class in the prediction sets that the request asks for; None where it asks for none."""
+    given = request.query_params.getlist("coverage")
+    if not given:
+        return None
+    try:
+        if len(given) > 1:
+            raise CoverageError(f"coverage is given {len(given)} times; {VALID}, once")
+        return predictor.least_probability(parse_coverage(given[0]))
+    except CoverageError as error:
+        raise RequestError("invalid", str(error)) from None
+
+
 def _model_object(predictor: Predictor) -> dict[str, str]:
     manifest = predictor.bundle.manifest
     return {"name": manifest.name, "version": manifest.version, "stage": predictor.stage}
@@ -285,6 +310,7 @@ def _model_object(predictor: Predictor) -> dict[str, str]:
 
 def _model_description(predictor: Predictor) -> dict[str, Any]:
     manifest = predictor.bundle.manifest
+    sets = manifest.prediction_sets
     return {
         **_model_object(predictor),
         "task": manifest.task,
@@ -296,6 +322,7 @@ def _model_description(predictor: Predictor) -> dict[str, Any]:
         "engine": {"name": predictor.engine.name, "precision": predictor.engine.precision},
         "alpha": predictor.alpha,
         "outlier": manifest.outlier.model_dump(),
+        "prediction_sets": None if sets is None else sets.model_dump(),
         "metrics": {name: metric.model_dump() for name, metric in manifest.metrics.items()},
     }
 

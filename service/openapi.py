@@ -48,6 +48,13 @@ _SCHEMAS: dict[str, Any] = {
                 "type": "object",
                 "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
             },
+            "set": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "The prediction set, the most probable class first; there only"
+                " where a coverage is asked for. Empty when no class is probable enough for it: a"
+                " higher coverage gives larger sets.",
+            },
             "out_of_domain": {
                 "type": ["object", "null"],
                 "description": "flagged: p_value <= alpha. score: higher for more foreign images.",
@@ -107,6 +114,18 @@ def openapi(settings: ServiceSettings) -> dict[str, Any]:
     }
 
 
+_COVERAGE: dict[str, Any] = {
+    "name": "coverage",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "example": 0.9,
+    "description": "Adds to every prediction a set of classes that holds, of an image that shows"
+    " any of them, on average at least this share of the true labels. GET /v1/model tells the"
+    " highest that can be promised.",
+}
+
+
 def _paths(settings: ServiceSettings) -> dict[str, Any]:
     image = {"schema": {"type": "string", "format": "binary"}}
     form = {
@@ -132,6 +151,7 @@ def _paths(settings: ServiceSettings) -> dict[str, Any]:
         "Predictions",
         errors=(400, 401, 403, 408, 413, 415, 422, 429, 503, 504),
         body={**dict.fromkeys(kinds, image), "multipart/form-data": form},
+        parameters=[_COVERAGE],
     )
     feedback = _operation(
         "Say what an image really shows.",
@@ -164,6 +184,7 @@ def _operation(
     *,
     errors: tuple[int, ...] = (),
     body: dict[str, Any] | None = None,
+    parameters: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": summary}
     if schema is not None:
@@ -174,11 +195,17 @@ def _operation(
         codes = ", ".join(code for code, its in STATUS.items() if its == error)
         content = {"application/json": {"schema": _ERROR}}
         responses[str(error)] = {"description": codes, "content": content}
-    operation = {"summary": summary, "description": description, "responses": responses}
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "description": description,
+        "responses": responses,
+    }
     if 401 not in errors:
         operation["security"] = []
     if body is not None:
         operation["requestBody"] = {"required": True, "content": body}
+    if parameters is not None:
+        operation["parameters"] = parameters
     return operation
 
 
@@ -218,8 +245,14 @@ def _section(method: str, path: str, operation: dict[str, Any]) -> str:
         f"<tr><th>{status}<td>{html.escape(response['description'])}"
         for status, response in operation["responses"].items()
     )
+    parameters = "".join(
+        f"<p><code>?{html.escape(its['name'])}={its['example']}</code>"
+        f" {html.escape(its['description'])}</p>"
+        for its in operation.get("parameters", ())
+    )
     return (
         f"<section><h2><code>{method.upper()} {html.escape(path)}</code></h2>"
         f"<p>{html.escape(operation['summary'])} {html.escape(operation['description'])}</p>"
+        f"{parameters}"
         f"<table>{rows}</table></section>"
     )

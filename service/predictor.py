@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import OUTLIER, Bundle
+from model.conformal_sets import label_set, load_sets, no_sets
 from model.decision import confidence, decide, probabilities
 from model.engines import Engine
 from model.images import InputSpec, Pixels
@@ -34,10 +35,15 @@ class Judgement:
     logits: NDArray[np.float32]
     components: NDArray[np.float32]
 
-    def as_answer(self, classes: Sequence[str]) -> dict[str, Any]:
-        """The judgement as the HTTP contract writes it, without id and error."""
+    def as_answer(
+        self, classes: Sequence[str], least_probability: float | None = None
+    ) -> dict[str, Any]:
+        """The judgement as the HTTP contract writes it, without id and error.
+
+        With a least probability also the prediction set: the classes that reach it.
+        """
         chances = [round(float(chance), 6) for chance in self.probabilities]
-        return {
+        answer: dict[str, Any] = {
             "labels": self.labels,
             "probabilities": dict(zip(classes, chances, strict=True)),
             "out_of_domain": {
@@ -46,6 +52,9 @@ class Judgement:
                 "score": round(self.score, 4),
             },
         }
+        if least_probability is not None:
+            answer["set"] = label_set(self.probabilities, least_probability, classes)
+        return answer
 
 
 class Predictor:
@@ -59,6 +68,7 @@ class Predictor:
         self.stage = stage
         self.alpha = bundle.manifest.outlier.alpha if alpha is None else alpha
         self._outlier = OutlierModel.from_arrays(bundle.arrays(OUTLIER))
+        self._sets = load_sets(bundle)
 
     @property
     def input(self) -> InputSpec:
@@ -69,6 +79,15 @@ class Predictor:
     def classes(self) -> tuple[str, ...]:
         """Class names in index order."""
         return self.bundle.manifest.classes
+
+    def least_probability(self, coverage: float) -> float:
+        """Of a class in a prediction set of this coverage.
+
+        Raises `CoverageError` when the version cannot promise it, or has no sets.
+        """
+        if self._sets is None:
+            raise no_sets(self.bundle)
+        return self._sets.threshold(coverage)
 
     def warm_up(self, largest_batch: int) -> None:
         """Run small and full batches once, so that the first requests do not pay for it."""

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.bundle import OUTLIER, Manifest, Metric
+from model.bundle import OUTLIER, Bundle, Manifest, Metric
+from model.conformal_sets import ConformalSets, load_sets, no_sets
 from model.decision import Calibration, Task, Thresholds, probabilities
 from model.engines import Engine, Outputs, load_engine
 from model.errors import DataError
 from model.images import Pixels
 from model.store import ModelStore
 from monitoring.outlier import OutlierModel
+from training.conformal import coverage_by_class, measure_sets
 from training.loading import LoadedSplit, load
 from training.mapped import copy_rows
 from training.metrics import evaluate, wilson_interval
@@ -105,16 +107,21 @@ def evaluate_version(
     skip_bad: bool = False,
     pattern: str | None = None,
     columns: Columns | None = None,
+    coverage: float | None = None,
 ) -> dict[str, Any]:
     """Measure a version with the engine that serves it; `split` is test, valid or all.
+
+    With a `coverage` its prediction sets are measured too: `prediction_sets` holds a `SetsMeasure`
+    and the realised coverage `by_class`.
 
     On the data of its training the rows are dealt to splits as then, so that test rows stay test
     rows, and `split` None means test. On other data it means all. Raises `DataError` for classes
     that the version does not know, for a split without rows or labels, and for a split of other
-    data.
+    data; `CoverageError` for a coverage that the version cannot promise.
     """
     bundle = store.load(store.find(reference))
     manifest = bundle.manifest
+    sets = None if coverage is None else _sets_for(bundle, coverage)
     source = open_source(
         data,
         task=manifest.task,
@@ -138,8 +145,36 @@ def evaluate_version(
         OutlierModel.from_arrays(bundle.arrays(OUTLIER)),
         manifest.outlier.alpha,
     )
-    engine = load_engine("openvino", bundle, threads=0)
-    return {"split": split, **assess(decider, run_engine(engine, images), in_order)}
+    outputs = run_engine(load_engine("openvino", bundle, threads=0), images)
+    found = {"split": split, **assess(decider, outputs, in_order)}
+    if sets is not None and coverage is not None:
+        found["prediction_sets"] = _assess_sets(decider, sets, outputs, in_order, coverage)
+    return found
+
+
+def _sets_for(bundle: Bundle, coverage: float) -> ConformalSets:
+    """The sets of a version, known to have this coverage: before minutes are spent on images."""
+    sets = load_sets(bundle)
+    if sets is None:
+        raise no_sets(bundle)
+    sets.threshold(coverage)
+    return sets
+
+
+def _assess_sets(
+    decider: Decider,
+    sets: ConformalSets,
+    outputs: Outputs,
+    targets: NDArray[Any],
+    coverage: float,
+) -> dict[str, Any]:
+    chances, task = decider.probabilities(outputs), decider.task
+    measured = measure_sets(sets, chances, targets, task, coverage)
+    by_class = coverage_by_class(sets, chances, targets, decider.classes, task, coverage)
+    return {
+        **measured.model_dump(),
+        "by_class": {name: metric.model_dump() for name, metric in by_class.items()},
+    }
 
 
 def _split_to_use(asked: str | None, fingerprint: str, manifest: Manifest, data: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import (
+    CONFORMAL_SETS,
     OUTLIER,
     REFERENCE,
     REPORT,
@@ -19,8 +20,10 @@ from model.bundle import (
     EngineGate,
     Manifest,
     OutlierSummary,
+    SetsSummary,
     save_arrays,
 )
+from model.conformal_sets import ConformalSets
 from model.decision import (
     Calibration,
     Task,
@@ -36,6 +39,7 @@ from model.images import Pixels
 from model.store import ModelStore
 from monitoring.outlier import BANK_LIMIT, NEIGHBOURS, OutlierModel
 from training.calibration import fit_platt, fit_temperature
+from training.conformal import summarise_sets
 from training.cross_fitting import FOLDS, can_cross_fit, cross_fitted_scores
 from training.evaluate import Decider, assess, headline_metrics, run_engine
 from training.export import check_exports, export_network, run_network
@@ -73,9 +77,11 @@ def pack(
         say("exporting")
         export_network(trained.network, directory, trained.input.size)
         findings = _find_out(trained, directory, say)
+        sets, sets_summary = _prediction_sets(trained, findings)
         say("writing the bundle")
-        manifest = _manifest(trained, version, findings)
+        manifest = _manifest(trained, version, findings, sets_summary)
         save_arrays(directory / OUTLIER, outlier_arrays(trained, findings))
+        save_arrays(directory / CONFORMAL_SETS, sets.to_arrays())
         write_reference(directory / REFERENCE, manifest, trained, findings)
         write_model_card(directory / REPORT, manifest, trained, findings)
         seal(manifest)
@@ -288,7 +294,22 @@ def _share_right(labels: list[list[str]], targets: NDArray[Any], decider: Decide
     return float(np.mean([a == b for a, b in zip(labels, truth, strict=True)]))
 
 
-def _manifest(trained: Trained, version: str, findings: Findings) -> Manifest:
+def _prediction_sets(trained: Trained, findings: Findings) -> tuple[ConformalSets, SetsSummary]:
+    """Fitted on the calibration split; measured on test, or on validation where there is none."""
+    decider, outputs = findings.decider, findings.outputs
+    sets = ConformalSets.fit(
+        decider.probabilities(outputs.calibration), trained.calibration.targets, trained.task
+    )
+    if outputs.test is None:
+        chances, rows = decider.probabilities(outputs.validation), trained.validation
+        return sets, summarise_sets(sets, chances, rows.targets, trained.task, "validation")
+    chances, rows = decider.probabilities(outputs.test), trained.test
+    return sets, summarise_sets(sets, chances, rows.targets, trained.task, "test")
+
+
+def _manifest(
+    trained: Trained, version: str, findings: Findings, prediction_sets: SetsSummary
+) -> Manifest:
     decider = findings.decider
     metrics = findings.test_metrics or findings.validation_metrics
     return Manifest(
@@ -308,6 +329,7 @@ def _manifest(trained: Trained, version: str, findings: Findings) -> Manifest:
         engines=findings.gates,
         metrics=headline_metrics(metrics),
         metrics_split="validation" if findings.test_metrics is None else "test",
+        prediction_sets=prediction_sets,
         data=trained.data,
         training=dict(trained.settings),
         libraries={name: library_version(name) for name in LIBRARIES},

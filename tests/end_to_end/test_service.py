@@ -158,6 +158,128 @@ class TestManyImages:
         assert (response.status_code, error_code(response)) == (400, "malformed")
 
 
+def with_sets(server: Any, coverage: float, *images: bytes) -> list[dict[str, Any]]:
+    response = httpx.post(
+        f"{server.url}/v1/predict",
+        params={"coverage": coverage},
+        files=form(*images),
+        timeout=60,
+    )
+    assert response.status_code == 200, response.text
+    rows: list[dict[str, Any]] = response.json()["predictions"]
+    return rows
+
+
+class TestPredictionSets:
+    def told(self, server: Any) -> dict[str, Any]:
+        """What can be asked for, as the service says."""
+        sets: dict[str, Any] = httpx.get(f"{server.url}/v1/model").json()["prediction_sets"]
+        return sets
+
+    def test_are_there_only_where_a_coverage_is_asked_for(self, server, garment_images):
+        good = a_sneaker(garment_images)
+        plain = ask(server, good).json()["predictions"][0]
+        assert set(plain) == {"id", "labels", "probabilities", "out_of_domain", "error"}
+        first, bad, last = with_sets(server, 0.99, good, b"junk", good)
+        assert first["set"] == last["set"]
+        assert "sneaker" in first["set"]
+        assert "set" not in bad
+
+    def test_hold_every_class_that_is_probable_enough_the_most_probable_first(
+        self, server, garment_images
+    ):
+        images = [encode(image) for image in garment_images["images"][1000:1032]]
+        smaller, larger = (with_sets(server, coverage, *images) for coverage in (0.9, 0.99))
+        for small, large in zip(smaller, larger, strict=True):
+            chances = large["probabilities"]
+            assert large["set"] == sorted(large["set"], key=lambda name: -chances[name])
+            assert set(small["set"]) <= set(large["set"])
+        inside = [row["probabilities"][name] for row in larger for name in row["set"]]
+        outside = [
+            chance
+            for row in larger
+            for name, chance in row["probabilities"].items()
+            if name not in row["set"]
+        ]
+        assert min(inside) >= max(outside) - 2e-6  # both are rounded
+
+    @pytest.mark.parametrize("coverage", [0.8, 0.95])
+    def test_hold_the_true_class_as_often_as_was_promised(self, server, garment_images, coverage):
+        names = httpx.get(f"{server.url}/v1/model").json()["classes"]
+        calibration_images = self.told(server)["calibration_images"]
+        chosen = slice(2000, 2640)
+        images = [encode(image) for image in garment_images["images"][chosen]]
+        truth = [names[label] for label in garment_images["labels"][chosen]]
+        rows = [
+            row
+            for start in range(0, len(images), 64)
+            for row in with_sets(server, coverage, *images[start : start + 64])
+        ]
+        held = np.mean([name in row["set"] for name, row in zip(truth, rows, strict=True)])
+        # Four deviations: of 640 images, and of what so many to calibrate with can tell.
+        deviation = np.sqrt(coverage * (1 - coverage) * (1 / 640 + 1 / calibration_images))
+        assert abs(held - coverage) < 4 * deviation
+
+    def test_neighbours_of_other_coverages_do_not_mix(self, server, garment_images):
+        images = [encode(image) for image in garment_images["images"][:48]]
+        coverages = [(0.5, 0.9, 0.99, None)[number % 4] for number in range(48)]
+
+        def ask_one(image: bytes, coverage: float | None) -> dict[str, Any]:
+            if coverage is None:
+                row: dict[str, Any] = ask(server, image).json()["predictions"][0]
+                return row
+            return with_sets(server, coverage, image)[0]
+
+        with ThreadPoolExecutor(24) as threads:
+            crowded = list(threads.map(ask_one, images, coverages))
+        for coverage in (0.5, 0.9, 0.99):
+            mine = [number for number in range(48) if coverages[number] == coverage]
+            alone = with_sets(server, coverage, *[images[number] for number in mine])
+            for number, row in zip(mine, alone, strict=True):
+                # The probabilities of a class on the border may differ by as much.
+                for name in set(row["set"]) ^ set(crowded[number]["set"]):
+                    border = min(row["probabilities"][its] for its in row["set"] or [name])
+                    assert row["probabilities"][name] == pytest.approx(border, abs=0.01)
+        assert all(
+            ("set" in row) == (coverage is not None)
+            for row, coverage in zip(crowded, coverages, strict=True)
+        )
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            *("coverage=", "coverage=nan", "coverage=2", "coverage=1", "coverage=0"),
+            *("coverage=-0.9", "coverage=much", "coverage=0.9%20", "coverage=%ff", "coverage"),
+            *("coverage=0.9&coverage=0.9", "coverage=inf", "coverage=0.99999"),
+        ],
+    )
+    def test_a_wrong_coverage_gets_one_clear_error(self, server, garment_images, query):
+        highest = self.told(server)["highest_coverage"]
+        response = httpx.post(
+            f"{server.url}/v1/predict?{query}", content=a_sneaker(garment_images), timeout=20
+        )
+        assert (response.status_code, error_code(response)) == (422, "invalid")
+        message = response.json()["error"]["message"]
+        if query == "coverage=0.99999":
+            assert f"at most {highest} can" in message
+        else:
+            assert "valid is a number between 0 and 1" in message
+
+    def test_the_model_tells_the_highest_and_it_can_be_had(self, server, garment_images):
+        sets = self.told(server)
+        count = sets["calibration_images"]
+        assert sets["highest_coverage"] == pytest.approx(count / (count + 1), abs=1e-6)
+        assert [its["coverage"] for its in sets["measured"]] == [0.8, 0.9, 0.95, 0.99]
+        assert sets["measured_on"] == "test"
+        with_sets(server, sets["highest_coverage"], a_sneaker(garment_images))
+
+    def test_other_query_parameters_are_not_looked_at(self, server, garment_images):
+        body = a_sneaker(garment_images)
+        response = httpx.post(f"{server.url}/v1/predict?colour=blue", content=body, timeout=20)
+        assert response.status_code == 200
+        assert "set" not in response.json()["predictions"][0]
+
+
 def a_png_that_claims(width: int, height: int) -> bytes:
     png = encode(np.zeros((8, 8), np.uint8))
     return png[:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + png[24:]

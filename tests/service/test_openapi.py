@@ -118,6 +118,15 @@ def test_the_limits_in_force_are_told():
     assert form["properties"]["image"]["maxItems"] == 7
 
 
+def test_the_coverage_of_prediction_sets_is_told(document):
+    (coverage,) = operations(document)["POST", "/v1/predict"]["parameters"]
+    assert (coverage["name"], coverage["in"], coverage["required"]) == ("coverage", "query", False)
+    prediction = document["components"]["schemas"]["Prediction"]
+    assert prediction["properties"]["set"]["items"] == {"type": "string"}
+    assert "set" not in prediction["required"]
+    assert "?coverage=0.9" in docs_page(document)
+
+
 def test_a_key_is_asked_for_only_where_there_is_a_keys_file(document):
     assert document["security"] == []
     secured = openapi(ServiceSettings(api_keys_file=Path("keys.json")))

@@ -25,6 +25,7 @@ from training.packing import (
     _calibrate_and_tune,
     _flags_too_often,
     _gate,
+    _prediction_sets,
     _threshold_evidence,
     _torch_gate,
 )
@@ -225,6 +226,26 @@ def test_packing_tunes_for_what_was_asked(trained: Trained) -> None:
         assert thresholds.objective == choice.objective == objective.name
     _, thresholds, choice = tuned(trained, targets, logits, per_class_thresholds=False)
     assert [each.reason for each in choice.per_class] == ["one threshold was asked for"] * 3
+
+
+def test_sets_are_fitted_on_calibration_and_measured_on_test_or_else_on_validation(
+    trained: Trained, decider: Decider
+) -> None:
+    rng = np.random.default_rng(0)
+    calibration, validation, test = (
+        Outputs(rng.normal(size=(count, 3)).astype(np.float32), np.zeros((count, 2), np.float32))
+        for count in (200, 40, 40)
+    )
+    found = findings(decider, validation.logits, None)
+    outputs = replace(found.outputs, calibration=calibration)
+    sets, summary = _prediction_sets(trained, replace(found, outputs=outputs))
+    true = decider.probabilities(calibration)[np.arange(200), trained.calibration.targets]
+    assert np.array_equal(sets.scores, np.sort(true))
+    assert (summary.measured_on, summary.measured[0].images) == ("validation", 40)
+    outputs = replace(outputs, test=test)
+    _, on_test = _prediction_sets(trained, replace(found, outputs=outputs))
+    assert on_test.measured_on == "test"
+    assert on_test.measured != summary.measured
 
 
 def test_a_repeated_image_counts_once_for_the_bank() -> None:
