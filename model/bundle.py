@@ -55,11 +55,15 @@ class _Strict(BaseModel):
 
 
 class Metric(_Strict):
-    """One measured figure with its 95 % confidence interval; None where it is not defined."""
+    """One measured figure with its 95 % confidence interval; None where it is not defined.
+
+    `count` is the number of images that it was measured on, of the manifest's `metrics_split`.
+    """
 
     value: float | None
     low: float | None = None
     high: float | None = None
+    count: int | None = None
 
 
 class EngineGate(_Strict):
@@ -126,6 +130,7 @@ class Manifest(_Strict):
     metrics: dict[str, Metric]
     metrics_split: Literal["test", "validation"] = "test"
     data: DataSummary
+    intended_use: str = ""
     training: dict[str, Any]
     libraries: dict[str, str]
     files: dict[str, str] = Field(default_factory=dict)

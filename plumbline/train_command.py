@@ -61,6 +61,12 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
     type=click.Path(exists=True, dir_okay=False),
     help="CSV or Parquet file of labelled images to add, as retraining does. Test rows stay.",
 )
+@click.option(
+    "--intended-use",
+    default="",
+    metavar="TEXT",
+    help="What the model is meant for, and what not; for its model card.",
+)
 @click.option("--promote", is_flag=True, help="Make the new version champion.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, no progress.")
 @click.option(

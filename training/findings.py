@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,9 @@ class Trained:
     alpha: float
     seed: int
     is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
+    intended_use: str = ""
+    # Width and height as stored, N x 2, of the rows of test and validation, by split.
+    image_sizes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -294,6 +294,7 @@ def _manifest(trained: Trained, version: str, findings: Findings) -> Manifest:
         metrics=headline_metrics(metrics),
         metrics_split="validation" if findings.test_metrics is None else "test",
         data=trained.data,
+        intended_use=trained.intended_use,
         training=dict(trained.settings),
         libraries={name: library_version(name) for name in LIBRARIES},
     )

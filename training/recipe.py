@@ -30,6 +30,7 @@ from training.fine_tuning import (
     train_from_scratch,
 )
 from training.history import TrainingHistory
+from training.interpret import image_sizes
 from training.learning_rate import Sweep, find_learning_rate
 from training.loading import LoadedSplit
 from training.loop import Trainer
@@ -137,11 +138,17 @@ def _register(
             "columns": asdict(request.columns or Columns()),
             "skip_bad": request.skip_bad,
             "more": None if request.more is None else _place(request.more),
+            "clean": None if request.clean is None else _place(request.clean),
         },
         curves={**_curves(history), "diagnosis": sentences},
         alpha=request.alpha,
         seed=request.seed,
         is_body_frozen=outcome.kept == LINEAR_HEAD_KEPT,
+        intended_use=request.intended_use.strip(),
+        image_sizes={
+            split.value: image_sizes(source, splits[split].names)
+            for split in (Split.VALIDATION, Split.TEST)
+        },
     )
     bundle = pack(trained, store, say)
     for checkpoint in (_checkpoint_path(store, request.name, its) for its in (False, True)):

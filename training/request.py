@@ -41,6 +41,8 @@ class TrainRequest:
     columns: Columns | None = None  # of a table; None: by their usual names
     skip_bad: bool = False
     more: str | None = None  # CSV or Parquet of labelled images to add
+    clean: str | None = None  # list of `plumbline clean`, edited
+    intended_use: str = ""  # in the user's words, for the model card
     knobs: Mapping[str, Any] = field(default_factory=dict)  # of TrainingSettings, by name
     resume: bool = False  # go on from the checkpoint of an interrupted training
     keep_fine_tuned: bool = False  # also where the linear head is better
@@ -61,4 +63,5 @@ def open_request(request: TrainRequest, home: Path, *, for_training: bool = True
         more=None if request.more is None else Path(request.more),
         pattern=request.pattern,
         columns=request.columns,
+        clean=request.clean,
     )
