@@ -57,11 +57,15 @@ class _Strict(BaseModel):
 
 
 class Metric(_Strict):
-    """One measured figure with its 95 % confidence interval; None where it is not defined."""
+    """One measured figure with its 95 % confidence interval; None where it is not defined.
+
+    `count` is the number of images that it was measured on, of the manifest's `metrics_split`.
+    """
 
     value: float | None
     low: float | None = None
     high: float | None = None
+    count: int | None = None
 
 
 class EngineGate(_Strict):
@@ -165,6 +169,7 @@ class Manifest(_Strict):
     metrics_split: Literal["test", "validation"] = "test"
     prediction_sets: SetsSummary | None = None
     data: DataSummary
+    intended_use: str = ""
     training: dict[str, Any]
     libraries: dict[str, str]
     files: dict[str, str] = Field(default_factory=dict)

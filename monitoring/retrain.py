@@ -218,6 +218,7 @@ def _training_arguments(champion: Manifest, learning: Path, delimiter: str) -> l
         *_threshold_arguments(champion, learning.parent.parent),
         *(["--none"] if champion.none_allowed and champion.task == "single" else []),
         *(["--skip-bad"] if settings.get("skip_bad") else []),
+        *(["--intended-use", champion.intended_use] if champion.intended_use else []),
     ]
 
 
@@ -247,6 +248,7 @@ def _reading_arguments(champion: Manifest) -> list[str]:
         ("--pattern", champion.training.get("pattern")),
         ("--file-column", columns.get("file")),
         ("--split-column", columns.get("split")),
+        ("--clean", champion.training.get("clean")),
         *(("--label-column", name) for name in columns.get("labels") or ()),
     ]
     return [str(word) for option, value in given if value for word in (option, value)]

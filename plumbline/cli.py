@@ -12,8 +12,10 @@ import click
 
 from model.errors import PlumblineError
 from model.settings import PREFIX, refuse_unknown
+from plumbline.clean_command import clean
 from plumbline.data_commands import data
 from plumbline.evaluate_command import evaluate
+from plumbline.interpret_command import interpret
 from plumbline.learning_curve_command import learning_curve
 from plumbline.lr_find_command import lr_find
 from plumbline.model_commands import models, promote, rollback
@@ -71,6 +73,7 @@ def main() -> None:
 
 for _command in (
     *(data, train, evaluate, predict, lr_find, learning_curve),
+    *(interpret, clean),
     *(models, promote, rollback),
     *(up, serve, keys),
     *(monitor, retrain, drift),

@@ -84,6 +84,12 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
     help="With --none: share of images of the classes that may get no label or a flag. Default:"
     " 0.02.",
 )
+@click.option(
+    "--intended-use",
+    default="",
+    metavar="TEXT",
+    help="What the model is meant for, and what not; for its model card.",
+)
 @click.option("--promote", is_flag=True, help="Make the new version champion.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, no progress.")
 @click.option(

@@ -127,6 +127,12 @@ _DATA_OPTIONS = (
     click.option("--split-column", help="Of a table. Default: split or is_valid, if any."),
     click.option("--delimiter", default=" ", help="Parts the labels in a table. Default: a space."),
     click.option("--skip-bad", is_flag=True, help="Leave unusable images out, and say so."),
+    click.option(
+        "--clean",
+        type=click.Path(exists=True, dir_okay=False),
+        help="A list that plumbline clean wrote, after someone filled in its column action: rows"
+        " are deleted or labelled anew before anything else.",
+    ),
 )
 
 

@@ -38,9 +38,9 @@ def linear_on_pixels(
     targets = np.asarray(fit.targets[rows])
     classes = targets.shape[1] if targets.ndim == 2 else _class_count(fit, validation)
     head = fit_head(
-        _small(fit, rows),
+        small_grey(fit, rows),
         targets,
-        _small(validation, np.arange(len(validation.targets))),
+        small_grey(validation, np.arange(len(validation.targets))),
         np.asarray(validation.targets),
         class_count=classes,
         task=task,
@@ -54,7 +54,7 @@ def _class_count(fit: Samples, validation: Samples) -> int:
     return 1 + int(max(np.max(fit.targets), np.max(validation.targets)))
 
 
-def _small(samples: Samples, rows: np.ndarray) -> Floats:
+def small_grey(samples: Samples, rows: np.ndarray) -> Floats:
     """Grey copies as features N x pixels, float32 0 to 1, block by block averaged."""
     side = samples.images.shape[1]
     factor = -(-side // _SIDE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ from training.conformal import coverage_by_class, measure_sets
 from training.loading import LoadedSplit, load
 from training.mapped import copy_rows
 from training.metrics import evaluate, wilson_interval
-from training.sources import open_source
+from training.raw_tables import FASHION_MNIST
+from training.sources import Source, open_source
 from training.splits import Split
 from training.tables import Columns
 
@@ -93,8 +96,48 @@ def headline_metrics(found: dict[str, Any]) -> dict[str, Metric]:
     for name, value in found.items():
         if value is None or isinstance(value, float):
             low, high = intervals.get(name) or (None, None)
-            headlines[name] = Metric(value=value, low=low, high=high)
+            headlines[name] = Metric(value=value, low=low, high=high, count=found["count"])
     return headlines
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A version, and labelled images to measure it on.
+
+    `splits` are all of the data, in the order of the version's classes; `split` names those to
+    look at: test, valid, or all of them. Where the data are `own`, they are those of its training,
+    dealt to splits as then.
+    """
+
+    bundle: Bundle
+    source: Source
+    splits: Mapping[Split, LoadedSplit]
+    split: str
+    own: bool
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the version."""
+        return self.bundle.manifest
+
+    @property
+    def chosen(self) -> dict[Split, LoadedSplit]:
+        """The splits to look at, those without rows left out."""
+        return {name: self.splits[name] for name in _SPLITS[self.split] if self.splits[name]}
+
+    def decider(self) -> Decider:
+        """What the version makes of outputs."""
+        return Decider(
+            self.manifest.task,
+            self.manifest.classes,
+            self.manifest.calibration,
+            self.manifest.thresholds,
+            OutlierModel.from_arrays(self.bundle.arrays(OUTLIER)),
+            self.manifest.outlier.alpha,
+        )
+
+
+_SPLITS = {"test": (Split.TEST,), "valid": (Split.VALIDATION,), "all": tuple(Split)}
 
 
 def evaluate_version(
@@ -103,52 +146,25 @@ def evaluate_version(
     data: str,
     split: str | None = None,
     *,
-    delimiter: str = " ",
-    skip_bad: bool = False,
-    pattern: str | None = None,
-    columns: Columns | None = None,
     coverage: float | None = None,
+    **reading: Any,
 ) -> dict[str, Any]:
-    """Measure a version with the engine that serves it; `split` is test, valid or all.
+    """Measure a version with the engine that serves it.
 
     With a `coverage` its prediction sets are measured too: `prediction_sets` holds a `SetsMeasure`
-    and the realised coverage `by_class`.
-
-    On the data of its training the rows are dealt to splits as then, so that test rows stay test
-    rows, and `split` None means test. On other data it means all. Raises `DataError` for classes
-    that the version does not know, for a split without rows or labels, and for a split of other
-    data; `CoverageError` for a coverage that the version cannot promise.
+    and the realised coverage `by_class`. For `split`, `reading` and errors see `reopen`; raises
+    `CoverageError` for a coverage that the version cannot promise.
     """
-    bundle = store.load(store.find(reference))
-    manifest = bundle.manifest
-    sets = None if coverage is None else _sets_for(bundle, coverage)
-    source = open_source(
-        data,
-        task=manifest.task,
-        delimiter=delimiter,
-        pattern=pattern,
-        columns=columns,
-        seed=int(manifest.training.get("seed", 0)),
-        skip_bad=skip_bad,
-        home=store.home,
-        for_training=False,
-    )
-    split = _split_to_use(split, source.fingerprint, manifest, data)
-    loaded = load(source, manifest.input, store.home / "cache")
-    images, targets = _chosen_rows(loaded, split, data)
-    in_order = _to_classes_of(manifest, source.classes, targets)
-    decider = Decider(
-        manifest.task,
-        manifest.classes,
-        manifest.calibration,
-        manifest.thresholds,
-        OutlierModel.from_arrays(bundle.arrays(OUTLIER)),
-        manifest.outlier.alpha,
-    )
-    outputs = run_engine(load_engine("openvino", bundle, threads=0), images)
-    found = {"split": split, **assess(decider, outputs, in_order)}
+    opened = reopen(store, reference, data, split, **reading)
+    sets = None if coverage is None else _sets_for(opened.bundle, coverage)
+    engine = load_engine("openvino", opened.bundle, threads=0)
+    parts = list(opened.chosen.values())
+    outputs = joined([run_engine(engine, part.images) for part in parts])
+    targets = np.concatenate([part.targets for part in parts])
+    decider = opened.decider()
+    found = {"split": opened.split, **assess(decider, outputs, targets)}
     if sets is not None and coverage is not None:
-        found["prediction_sets"] = _assess_sets(decider, sets, outputs, in_order, coverage)
+        found["prediction_sets"] = _assess_sets(decider, sets, outputs, targets, coverage)
     return found
 
 
@@ -177,9 +193,104 @@ def _assess_sets(
     }
 
 
-def _split_to_use(asked: str | None, fingerprint: str, manifest: Manifest, data: str) -> str:
-    """Splits mean something for the very data of the training alone, whatever was added to it."""
-    if fingerprint in (manifest.data.fingerprint, manifest.data.base_fingerprint):
+def joined(outputs: list[Outputs]) -> Outputs:
+    """Outputs one after the other."""
+    return Outputs(*(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
+
+
+def reopen(
+    store: ModelStore,
+    reference: str,
+    data: str | None = None,
+    split: str | None = None,
+    *,
+    delimiter: str = " ",
+    skip_bad: bool = False,
+    pattern: str | None = None,
+    columns: Columns | None = None,
+    clean: str | None = None,
+) -> Reopened:
+    """Open a version and labelled images; `split` is test, valid or all.
+
+    `data` None takes those of its training, read and cleaned as then. On them the rows are dealt
+    to splits as then, so that test rows stay test rows, and `split` None means test. On other data
+    it means all. Raises `DataError` for data of its training that are gone or changed, classes
+    that the version does not know, a split without rows or labels, and a split of other data.
+    """
+    bundle = store.load(store.find(reference))
+    manifest = bundle.manifest
+    reading: dict[str, Any] = {
+        "delimiter": delimiter,
+        "skip_bad": skip_bad,
+        "pattern": pattern,
+        "columns": columns,
+        "clean": clean,
+    }
+    place = data
+    if place is None:
+        place = _place_of_training(manifest)
+        reading |= _reading_of_training(manifest) if clean is None else {}
+    source = open_source(
+        place,
+        task=manifest.task,
+        seed=int(manifest.training.get("seed", 0)),
+        home=store.home,
+        for_training=False,
+        **reading,
+    )
+    own = is_data_of(manifest, source)
+    if data is None and not own:
+        raise DataError(
+            f"{place} is not what it was when {manifest.tag} was trained on it (its fingerprint is"
+            f" {source.base_fingerprint[:12]}, was {_fingerprint(manifest)[:12]}), so its splits"
+            f" mean nothing here; put the old data back, or look at all of these with"
+            f" --data {place} --split all"
+        )
+    split = _split_to_use(split, own, manifest, place)
+    loaded = load(source, manifest.input, store.home / "cache")
+    _refuse_unmeasurable(manifest, source.classes, _targets_of(loaded, split, place))
+    splits = {
+        name: replace(its, targets=_by_classes_of(manifest, source.classes, its.targets))
+        for name, its in loaded.items()
+    }
+    return Reopened(bundle, source, splits, split, own)
+
+
+def is_data_of(manifest: Manifest, source: Source) -> bool:
+    """Whether these are the very data of the training, whatever was added or cleaned away."""
+    those = {source.fingerprint, source.base_fingerprint}
+    return bool(those & {manifest.data.fingerprint, manifest.data.base_fingerprint})
+
+
+def _fingerprint(manifest: Manifest) -> str:
+    return manifest.data.base_fingerprint or manifest.data.fingerprint
+
+
+def _place_of_training(manifest: Manifest) -> str:
+    place = manifest.data.source
+    if place != FASHION_MNIST and not Path(place).exists():
+        raise DataError(
+            f"the data that {manifest.tag} was trained on, {place}, are gone; put them back, or"
+            " give others with --data"
+        )
+    return place
+
+
+def _reading_of_training(manifest: Manifest) -> dict[str, Any]:
+    """How the data were read; images that were added from production are left out."""
+    settings = manifest.training
+    return {
+        "delimiter": str(settings.get("delimiter") or " "),
+        "skip_bad": bool(settings.get("skip_bad")),
+        "pattern": settings.get("pattern"),
+        "columns": Columns.of(settings.get("columns") or {}),
+        "clean": settings.get("clean"),
+    }
+
+
+def _split_to_use(asked: str | None, own: bool, manifest: Manifest, data: str) -> str:
+    """Splits mean something for the very data of the training alone."""
+    if own:
         return asked or "test"
     if asked in ("test", "valid"):
         raise DataError(
@@ -189,23 +300,16 @@ def _split_to_use(asked: str | None, fingerprint: str, manifest: Manifest, data:
     return "all"
 
 
-def _chosen_rows(
-    loaded: dict[Split, LoadedSplit], split: str, data: str
-) -> tuple[Pixels, NDArray[Any]]:
-    wanted = {"test": [Split.TEST], "valid": [Split.VALIDATION], "all": list(Split)}[split]
-    parts = [loaded[name] for name in wanted if len(loaded[name].targets)]
+def _targets_of(loaded: Mapping[Split, LoadedSplit], split: str, data: str) -> NDArray[Any]:
+    parts = [loaded[name].targets for name in _SPLITS[split] if len(loaded[name])]
     if not parts:
-        there = ", ".join(f"{name}: {len(part.targets)}" for name, part in loaded.items())
+        there = ", ".join(f"{name}: {len(part)}" for name, part in loaded.items())
         raise DataError(f"{data} has no {split} images ({there}); choose another --split")
-    images = np.concatenate([part.images for part in parts]) if len(parts) > 1 else parts[0].images
-    return images, np.concatenate([part.targets for part in parts])
+    return np.concatenate(parts)
 
 
-def _to_classes_of(manifest: Manifest, classes: list[str], targets: NDArray[Any]) -> NDArray[Any]:
-    """Targets by the data's class order -> by the model's.
-
-    Raises `DataError` where there is nothing to measure by.
-    """
+def _refuse_unmeasurable(manifest: Manifest, classes: list[str], targets: NDArray[Any]) -> None:
+    """Raises `DataError` where there is nothing to measure by, or a class that is not known."""
     if not classes or (manifest.task == "single" and not (targets >= 0).any()):
         raise DataError(
             f"none of the {len(targets)} images has a label to measure {manifest.tag} by;"
@@ -217,6 +321,10 @@ def _to_classes_of(manifest: Manifest, classes: list[str], targets: NDArray[Any]
             f"the data has classes that {manifest.tag} does not know: {', '.join(unknown[:5])};"
             f" it knows {', '.join(manifest.classes)}"
         )
+
+
+def _by_classes_of(manifest: Manifest, classes: list[str], targets: NDArray[Any]) -> NDArray[Any]:
+    """Targets by the data's class order -> by the model's."""
     index = np.array([manifest.classes.index(name) for name in classes])
     if manifest.task == "single":
         return np.where(targets >= 0, index[targets], -1)

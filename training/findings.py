@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,9 @@ class Trained:
     is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
     objective: Objective = MACRO_F1  # of multi-label thresholds
     per_class_thresholds: bool = True  # where they are surely better
+    intended_use: str = ""
+    # Width and height as stored, N x 2, of the rows of test and validation, by split.
+    image_sizes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

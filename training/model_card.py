@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import Manifest
-from model.decision import Calibration, confidence, decide, probabilities
+from model.decision import Calibration, probabilities
 from training.calibration import expected_calibration_error, reliability
 from training.findings import Findings, Rows, Trained
+from training.interpret import (
+    OWN_PROBABILITIES,
+    Answers,
+    LabelCheck,
+    WrongLabel,
+    answers_of,
+    draw_heat,
+    most_confused,
+    slices_of,
+    top_losses,
+    wrong_labels_of,
+)
 from training.report import write_report
 from training.report_data import EngineRow, Mistake, OutlierCheck, ReportData
 
 MOST_MISTAKES = 12
+MOST_WRONG_LABELS = 12
+HEAT_SECONDS = 5.0  # that Grad-CAM may take, by the first image
 
 
 def write_model_card(path: Path, manifest: Manifest, trained: Trained, findings: Findings) -> None:
@@ -25,6 +40,9 @@ def write_model_card(path: Path, manifest: Manifest, trained: Trained, findings:
         probabilities(logits, its, manifest.task)
         for its in (_uncalibrated(manifest), manifest.calibration)
     )
+    answers = _answers(trained, findings)
+    mistakes, no_heat = _mistakes(answers, trained)
+    wrong_labels, label_checks = _wrong_labels(trained, findings)
     splits = {name: getattr(trained, name) for name in ("fit", "validation", "calibration", "test")}
     report = ReportData(
         name=manifest.name,
@@ -49,7 +67,16 @@ def write_model_card(path: Path, manifest: Manifest, trained: Trained, findings:
         thresholds=findings.choice,
         outlier=_outlier_check(manifest, findings),
         engines=[_engine_row(name, gate) for name, gate in manifest.engines.items()],
-        mistakes=_mistakes(rows, after, manifest, findings),
+        mistakes=mistakes,
+        no_heat=no_heat,
+        confused=most_confused([answers]),
+        slices=slices_of([answers], [_sizes(answers, trained)]),
+        label_checks=label_checks,
+        wrong_labels=wrong_labels,
+        data_source=manifest.data.source,
+        fingerprint=manifest.data.fingerprint,
+        intended_use=manifest.intended_use,
+        command=manifest.tag,
         settings=manifest.training,
         versions=manifest.libraries,
     )
@@ -115,22 +142,70 @@ def _engine_row(name: str, gate: Any) -> EngineRow:
     }
 
 
-def _mistakes(
-    rows: Rows, chances: NDArray[np.float32], manifest: Manifest, findings: Findings
-) -> list[Mistake]:
-    """The wrong answers that the model was surest of."""
-    labels = decide(chances, manifest.thresholds, manifest.classes, manifest.task)
-    sure = confidence(chances, manifest.task)
-    truth = findings.decider.label_names(rows.targets)
-    wrong = [row for row, given in enumerate(labels) if set(given) != set(truth[row])]
-    worst = sorted(wrong, key=lambda row: -sure[row])[:MOST_MISTAKES]
-    return [
-        {
-            "image": np.asarray(rows.images[row]),
-            "name": rows.names[row] if rows.names else "",
-            "truth": truth[row],
-            "labels": labels[row],
-            "confidence": float(sure[row]),
-        }
-        for row in worst
-    ]
+def _answers(trained: Trained, findings: Findings) -> Answers:
+    """Of test; of validation where there is no test."""
+    outputs = findings.outputs
+    if outputs.test is None:
+        return answers_of(findings.decider, "validation", trained.validation, outputs.validation)
+    return answers_of(findings.decider, "test", trained.test, outputs.test)
+
+
+def _sizes(answers: Answers, trained: Trained) -> NDArray[Any] | None:
+    """Of the rows that were answered, as their files have it."""
+    sizes = trained.image_sizes.get(answers.split)
+    targets = getattr(trained, answers.split).targets
+    if sizes is None or len(sizes) != len(targets):
+        return None
+    return sizes if targets.ndim == 2 else sizes[targets >= 0]
+
+
+def _wrong_labels(
+    trained: Trained, findings: Findings
+) -> tuple[list[WrongLabel], list[LabelCheck]]:
+    """Of validation and test, which the model did not learn."""
+    outputs = {"validation": findings.outputs.validation, "test": findings.outputs.test}
+    found: list[WrongLabel] = []
+    checks = []
+    for split, given in outputs.items():
+        rows: Rows = getattr(trained, split)
+        if given is None or not rows.names:
+            continue
+        chances = findings.decider.probabilities(given)
+        doubted = wrong_labels_of(trained.classes, trained.task, split, rows, chances)
+        checks.append(LabelCheck(split, len(rows), len(doubted), OWN_PROBABILITIES))
+        found += doubted
+    return sorted(found, key=lambda its: its.score)[:MOST_WRONG_LABELS], checks
+
+
+def _mistakes(answers: Answers, trained: Trained) -> tuple[list[Mistake], str]:
+    """The wrong answers that cost most, with Grad-CAM; or without, and why."""
+    from training.grad_cam import NoFeatureMapError
+
+    wrong = int((~answers.right).sum())
+    places = top_losses([answers], min(wrong, MOST_MISTAKES))
+    reason = ""
+    try:
+        started = time.perf_counter()
+        drawn = draw_heat(trained.network, places[:1], trained.classes, trained.task)
+        took = time.perf_counter() - started
+        if took * len(places) <= HEAT_SECONDS:
+            places = drawn + draw_heat(trained.network, places[1:], trained.classes, trained.task)
+        else:
+            reason = "Grad-CAM would take long here, and is left to plumbline interpret"
+    except NoFeatureMapError as error:
+        reason = f"No Grad-CAM: {error}"
+    return [_mistake(place) for place in places], reason
+
+
+def _mistake(place: Any) -> Mistake:
+    answers, row = place.answers, place.row
+    mistake: Mistake = {
+        "image": np.asarray(answers.images[row]),
+        "name": answers.names[row],
+        "truth": answers.truth[row],
+        "labels": answers.labels[row],
+        "confidence": float(answers.sure[row]),
+    }
+    if place.heat is not None:
+        mistake["heat"] = place.heat
+    return mistake

@@ -331,6 +331,7 @@ def _manifest(
         metrics_split="validation" if findings.test_metrics is None else "test",
         prediction_sets=prediction_sets,
         data=trained.data,
+        intended_use=trained.intended_use,
         training=dict(trained.settings),
         libraries={name: library_version(name) for name in LIBRARIES},
     )

@@ -37,6 +37,15 @@ def write_page(path: Path | str, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
+def thumbnail(image: NDArray[Any], side: int = 128) -> NDArray[Any]:
+    """The picture, made smaller where it is larger than `side` pixels."""
+    if max(image.shape[:2]) <= side:
+        return image
+    share = side / max(image.shape[:2])
+    height, width = (max(1, round(share * length)) for length in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+
+
 def data_uri(image: NDArray[Any] | bytes) -> str:
     """A PNG as a data address; raises ValueError when the array is not a uint8 image."""
     if not isinstance(image, bytes):

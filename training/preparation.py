@@ -191,7 +191,7 @@ def choose_architecture(request: TrainRequest, source: Source) -> tuple[str, str
     EfficientNet-Lite0, since transfer beats a fresh start on all but very large data. An
     architecture of timm's begins with the weights that it has, but for tiny images.
     """
-    tiny, wanted = _are_tiny(source), request.weights
+    tiny, wanted = are_tiny(source), request.weights
     small = tiny and wanted in (None, NO_WEIGHTS)
     architecture = request.architecture or (SMALL_RESNET if small else PACKAGE_ARCHITECTURE)
     if wanted is not None:
@@ -201,7 +201,8 @@ def choose_architecture(request: TrainRequest, source: Source) -> tuple[str, str
     return architecture, "package" if architecture == PACKAGE_ARCHITECTURE else "timm"
 
 
-def _are_tiny(source: Source) -> bool:
+def are_tiny(source: Source) -> bool:
+    """Whether a small network from scratch is for them, where nothing else is asked."""
     return source.reader.largest_side() <= TINY_SIDE_PIXELS
 
 
@@ -248,7 +249,7 @@ def _fill_body(network: Network, weights: str | None, store: ModelStore) -> None
 def _settings(request: TrainRequest, source: Source, *, pretrained: bool) -> TrainingSettings:
     """Raises `SettingsError` for options that would change nothing."""
     base = _FINE_TUNING if pretrained else _FROM_SCRATCH
-    if not pretrained and _are_tiny(source):
+    if not pretrained and are_tiny(source):
         base = TrainingSettings()
     given = {
         name: value

@@ -74,6 +74,26 @@ class ArrayReader:
 
 
 @dataclass(frozen=True)
+class ChosenReader:
+    """Some rows of another reader."""
+
+    all: Reader
+    chosen: list[int]
+
+    def prepare(self, row: int, spec: InputSpec, place: float = 0.5) -> Pixels:
+        """As the other reader does."""
+        return self.all.prepare(self.chosen[row], spec, place)
+
+    def largest_side(self) -> int:
+        """Of all: leaving rows out does not change the architecture."""
+        return self.all.largest_side()
+
+    def stored(self, row: int) -> bytes | Pixels:
+        """As the other reader has it."""
+        return self.all.stored(self.chosen[row])
+
+
+@dataclass(frozen=True)
 class JoinedReader:
     """The rows of one reader, then chosen rows of another, perhaps several times."""
 

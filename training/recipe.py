@@ -30,6 +30,7 @@ from training.fine_tuning import (
     train_from_scratch,
 )
 from training.history import TrainingHistory
+from training.interpret import image_sizes
 from training.learning_rate import Sweep, find_learning_rate
 from training.loading import LoadedSplit
 from training.loop import Trainer
@@ -142,6 +143,7 @@ def _register(
             "foreign": None if request.foreign is None else _place(request.foreign),
             "none_loss": request.none_loss,
             **_threshold_settings(prepared, request),
+            "clean": None if request.clean is None else _place(request.clean),
         },
         curves={**_curves(history), "diagnosis": sentences},
         alpha=request.alpha,
@@ -152,6 +154,11 @@ def _register(
         is_body_frozen=outcome.kept == LINEAR_HEAD_KEPT,
         objective=prepared.objective,
         per_class_thresholds=request.per_class_thresholds is not False,
+        intended_use=request.intended_use.strip(),
+        image_sizes={
+            split.value: image_sizes(source, splits[split].names)
+            for split in (Split.VALIDATION, Split.TEST)
+        },
     )
     bundle = pack(trained, store, say)
     for checkpoint in (_checkpoint_path(store, request.name, its) for its in (False, True)):

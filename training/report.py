@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment
 from markupsafe import Markup
 
 from training.charts import Chart, Series, draw, legend
+from training.interpret import Confusion, WrongLabel
 from training.metrics import wilson_interval
-from training.pages import data_uri, templates, write_page
+from training.pages import data_uri, templates, thumbnail, write_page
 from training.report_data import Array, Mistake, OutlierCheck, ReportData
 from training.thresholds import ThresholdChoice
 
@@ -41,28 +43,47 @@ def write_report(path: Path | str, report: ReportData) -> None:
 
 def render(report: ReportData) -> str:
     """The report as one HTML document."""
+    shown = report.metrics or report.validation_metrics
+    return (
+        report_templates()
+        .get_template("report.html")
+        .render(
+            report=report,
+            verdict=report.verdict or verdict(report),
+            shown=shown,
+            shown_split="test" if report.metrics else report.reliability_split,
+            tiles=metric_tiles(shown, report.validation_metrics if report.metrics else None),
+            splits=_splits(report),
+            class_rows=_class_rows(report),
+            learning=_learning_figures(report),
+            time_taken=time_taken(report),
+            confusion=confusion_table(shown, report.confused),
+            tables=two_by_two(shown),
+            confusion_pairs=report.confused[:MOST_CONFUSIONS],
+            slices=report.slices,
+            label_checks=report.label_checks,
+            wrong_labels=[wrong_label(each) for each in report.wrong_labels],
+            figures=_figures(report),
+            reliability=_reliability_figure(report),
+            threshold=_threshold_figure(report.thresholds),
+            outlier=_outlier(report.outlier),
+            mistakes=[_mistake(each) for each in report.mistakes[:MOST_MISTAKES]],
+        )
+    )
+
+
+def report_templates() -> Environment:
+    """The templates, with figures as this report writes them."""
     environment = templates()
     environment.filters.update(
-        percent=percent, figure=_figure, thousands=_thousands, plain=_plain, labels=_labels
+        percent=percent,
+        figure=_figure,
+        thousands=_thousands,
+        plain=_plain,
+        labels=_labels,
+        short=_short,
     )
-    shown = report.metrics or report.validation_metrics
-    return environment.get_template("report.html").render(
-        report=report,
-        verdict=report.verdict or verdict(report),
-        shown=shown,
-        shown_split="test" if report.metrics else report.reliability_split,
-        tiles=_tiles(shown, report.validation_metrics if report.metrics else None),
-        splits=_splits(report),
-        class_rows=_class_rows(report),
-        learning=_learning_figures(report),
-        time_taken=time_taken(report),
-        confusion=_confusion(shown),
-        tables=_two_by_two(shown),
-        reliability=_reliability_figure(report),
-        threshold=_threshold_figure(report.thresholds),
-        outlier=_outlier(report.outlier),
-        mistakes=[_mistake(each) for each in report.mistakes[:MOST_MISTAKES]],
-    )
+    return environment
 
 
 def verdict(report: ReportData) -> str:
@@ -70,7 +91,7 @@ def verdict(report: ReportData) -> str:
     shown = report.metrics or report.validation_metrics
     if shown is None:
         return "Nothing was measured: neither test nor validation figures were given."
-    parts = [_how_good(shown, "test" if report.metrics else "validation")]
+    parts = [how_good(shown, "test" if report.metrics else "validation")]
     if not report.metrics:
         parts.append(
             "which is optimistic, since no test split was given and validation made the choices"
@@ -84,7 +105,8 @@ def verdict(report: ReportData) -> str:
     return ", ".join(parts) + "."
 
 
-def _how_good(shown: Mapping[str, Any], split: str) -> str:
+def how_good(shown: Mapping[str, Any], split: str) -> str:
+    """The main figure in words, without a full stop."""
     name = "accuracy" if shown["task"] == "single" else "macro_f1"
     value, interval = shown.get(name), shown.get("intervals", {}).get(name)
     if value is None:
@@ -110,6 +132,15 @@ def percent(share: float | None) -> str:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _short(value: float) -> str:
+    """Two digits for shares, whole numbers for pixels.
+
+    >>> _short(0.0712), _short(640.0)
+    ('0.071', '640')
+    """
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
 def _thousands(value: float) -> str:
@@ -152,9 +183,10 @@ _TILES: dict[str, tuple[str, str, Any]] = {
 }
 
 
-def _tiles(
+def metric_tiles(
     shown: Mapping[str, Any] | None, validation: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
+    """The main figures as tiles, those of validation beside them where given."""
     return [
         _tile(name, shown, validation) for name in _TILES if shown is not None and name in shown
     ]
@@ -173,6 +205,36 @@ def _tile(
         "interval": None if interval is None else _span(interval, written),
         "validation": None if before is None else written(before),
     }
+
+
+_MORE_FIGURES = {
+    "accuracy_argmax": "Accuracy of the most probable class",
+    "exact_match": "All labels of an image right",
+    "flagged_rate": "Flagged as foreign",
+}
+
+
+def _figures(report: ReportData) -> list[dict[str, Any]]:
+    """Every single figure of test and validation, with interval, split and count."""
+    names = {**{name: its[0] for name, its in _TILES.items()}, **_MORE_FIGURES}
+    rows = []
+    for split, found in (("test", report.metrics), ("validation", report.validation_metrics)):
+        for name, label in names.items():
+            if found is None or name not in found:
+                continue
+            low, high = found.get("intervals", {}).get(name) or (None, None)
+            rows.append(
+                {
+                    "label": label,
+                    "split": split,
+                    "count": found["count"],
+                    "value": found[name],
+                    "low": low,
+                    "high": high,
+                    "reason": found.get("reasons", {}).get(name),
+                }
+            )
+    return rows
 
 
 # -- data -------------------------------------------------------------------------------------
@@ -279,8 +341,13 @@ def _figure_of(title: str, chart: Chart) -> dict[str, Any]:
 # -- confusion --------------------------------------------------------------------------------
 
 
-def _confusion(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The matrix of a single-label model, as shares of each row, and its worst pairs."""
+def confusion_table(
+    shown: Mapping[str, Any] | None, confused: Sequence[Confusion] = ()
+) -> dict[str, Any] | None:
+    """The matrix of a single-label model, as shares of each row, and its worst pairs.
+
+    The pairs are `confused` where that is given, and else read from the matrix.
+    """
     if shown is None or shown["task"] != "single" or not shown.get("confusion"):
         return None
     counts = np.asarray(shown["confusion"]["counts"])
@@ -299,7 +366,8 @@ def _confusion(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "columns": columns,
         "rows": list(zip(rows, cells, strict=True)) if len(rows) <= MOST_CLASSES_IN_MATRIX else [],
-        "pairs": [
+        "pairs": confused[:MOST_CONFUSIONS]
+        or [
             {
                 "truth": rows[i],
                 "answer": columns[j],
@@ -311,7 +379,7 @@ def _confusion(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def _two_by_two(shown: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def two_by_two(shown: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """One table of two by two per class of a multi-label model."""
     if shown is None or shown["task"] != "multi" or not shown.get("confusion"):
         return []
@@ -407,11 +475,24 @@ def _promise(alpha: float | None, rows: int | None) -> str:
 
 
 def _mistake(mistake: Mistake) -> dict[str, Any]:
-    image = mistake.get("image")
+    image, heat = mistake.get("image"), mistake.get("heat")
     return {
+        "heat": None if heat is None else data_uri(heat),
         "uri": None if image is None else data_uri(image),
         "name": mistake.get("name", ""),
         "truth": mistake.get("truth", ()),
         "labels": mistake.get("labels", ()),
         "confidence": mistake.get("confidence"),
+    }
+
+
+def wrong_label(wrong: WrongLabel) -> dict[str, Any]:
+    """One to look at, with a small picture."""
+    return {
+        "name": wrong.name,
+        "split": wrong.split,
+        "label": wrong.label,
+        "suggested": wrong.suggested,
+        "score": wrong.score,
+        "uri": data_uri(thumbnail(wrong.image)),
     }

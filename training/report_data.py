@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from model.decision import Calibration, Task
 from training.calibration import Reliability
+from training.interpret import Confusion, LabelCheck, WrongLabel
+from training.slices import Slice
 from training.thresholds import ThresholdChoice
 
 Array = NDArray[Any]
@@ -68,6 +70,7 @@ class Mistake(TypedDict, total=False):
     truth: Sequence[str]
     labels: Sequence[str]
     confidence: float
+    heat: Array  # what spoke for the answer, drawn over the image
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class ReportData:
     `metrics` and `validation_metrics` are those of `training.metrics.evaluate`; `metrics` is None
     when there is no test split. `counts` {split: {class: rows}} (multi: rows carrying the label),
     `split_sizes` {split: rows}. `step_losses` and `learning_rates` one figure a step. An empty
-    `verdict` is written from the figures; `diagnosis` are sentences on the curves.
+    `verdict` is written from the figures; `diagnosis` are sentences on the curves. `no_heat` says
+    why the mistakes have no Grad-CAM; `command` is what stands for this version in commands.
     """
 
     name: str
@@ -109,5 +113,13 @@ class ReportData:
     outlier: OutlierCheck | None = None
     engines: Sequence[EngineRow] = ()
     mistakes: Sequence[Mistake] = ()
+    no_heat: str = ""
+    confused: Sequence[Confusion] = ()
+    slices: Sequence[Slice] = ()
+    label_checks: Sequence[LabelCheck] = ()
+    wrong_labels: Sequence[WrongLabel] = ()
+    data_source: str = ""
+    fingerprint: str = ""
+    command: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -47,6 +47,8 @@ class TrainRequest:
     negatives: str | None = None  # a folder of images of none of the classes
     foreign: str | None = None  # a folder of images to judge the outlier score by
     none_loss: float | None = None  # share of the images in class that may get no label or a flag
+    clean: str | None = None  # list of `plumbline clean`, edited
+    intended_use: str = ""  # in the user's words, for the model card
     knobs: Mapping[str, Any] = field(default_factory=dict)  # of TrainingSettings, by name
     resume: bool = False  # go on from the checkpoint of an interrupted training
     keep_fine_tuned: bool = False  # also where the linear head is better
@@ -73,6 +75,7 @@ def open_request(request: TrainRequest, home: Path, *, for_training: bool = True
         pattern=request.pattern,
         columns=request.columns,
         negatives=None if request.negatives is None else Path(request.negatives),
+        clean=request.clean,
     )
 
 

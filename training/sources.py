@@ -21,6 +21,7 @@ from model.decision import Task
 from model.errors import DataError, ImageError
 from model.formats import read_header
 from model.images import decode
+from training.cleaning import Cleaned, note_of, read_edits, resolve
 from training.raw_tables import (
     FASHION_MNIST,
     Fault,
@@ -30,7 +31,7 @@ from training.raw_tables import (
     images_below,
     read_raw_table,
 )
-from training.readers import JoinedReader, Pixels, Reader
+from training.readers import ChosenReader, JoinedReader, Pixels, Reader
 from training.splits import Labels, Split, deal_more, deal_negatives, deal_splits
 from training.tables import SEPARATOR, Columns, some
 
@@ -56,7 +57,7 @@ class Source:
     splits: list[Split]
     reader: Reader
     fingerprint: str
-    base_fingerprint: str  # without the rows that `more` added
+    base_fingerprint: str  # of what lies there: before `clean`, without the rows of `more`
     notes: list[str] = field(default_factory=list)
     skip_bad: bool = False
     for_training: bool = True
@@ -83,6 +84,7 @@ def open_source(
     pattern: str | None = None,
     columns: Columns | None = None,
     negatives: Path | None = None,
+    clean: str | Path | None = None,
 ) -> Source:
     """Open class folders, a CSV or Parquet file, a folder of idx files, or `fashion-mnist`.
 
@@ -94,6 +96,8 @@ def open_source(
     are dealt to fit, validation and calibration, and leave the test rows as they were.
     `negatives` is a folder of images of none of the classes, for single-label training that may say
     so: they are dealt to fit and validation.
+    `clean` is a list of `plumbline clean` whose actions are applied when rows are dealt to splits,
+    which it does not change; rows of `more` are not in it.
     `pattern` finds the label in the names of a folder's files, `columns` name those of a table.
     Raises `DataError`, or `SettingsError` for a pattern.
     """
@@ -121,12 +125,51 @@ def open_source(
         for_training=for_training,
         left_out=table.left_out,
     )
+    if clean is not None:
+        source = _cleaned(source, Path(clean))
     if more is not None:
         source = _with_more(source, more, delimiter, seed)
     if negatives is not None:
         source = _with_negatives(source, negatives, seed)
     require_every_class(source, range(len(source)))
     return source
+
+
+def _cleaned(source: Source, path: Path) -> Source:
+    """Delete and relabel rows as a list says; the others stay in their splits."""
+    its = resolve(
+        path,
+        read_edits(path),
+        names=source.names,
+        labels=source.labels,
+        classes=source.classes,
+        task=source.task,
+    )
+    deleted = set(its.deleted)
+    kept = [row for row in range(len(source)) if row not in deleted]
+    if not kept:
+        raise DataError(f"--clean {path} deletes all {len(source)} rows of {source.name}")
+    return replace(
+        source,
+        names=[source.names[row] for row in kept],
+        labels=[its.relabelled.get(row, source.labels[row]) for row in kept],
+        splits=[source.splits[row] for row in kept],
+        reader=ChosenReader(source.reader, kept),
+        fingerprint=_fingerprint_after(source, its),
+        notes=[*source.notes, note_of(path, its)],
+    )
+
+
+def _fingerprint_after(source: Source, cleaned: Cleaned) -> str:
+    """By what the list does, whatever else stands in it."""
+    if not cleaned.deleted and not cleaned.relabelled:
+        return source.fingerprint
+    digest = hashlib.sha256(source.fingerprint.encode())
+    for row in cleaned.deleted:
+        digest.update(f"{row}\x1e".encode())
+    for row, labels in sorted(cleaned.relabelled.items()):
+        digest.update("\x1f".join((str(row), *labels, "\x1e")).encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _with_more(source: Source, path: Path, delimiter: str, seed: int) -> Source:

@@ -10,13 +10,20 @@ from model.decision import Calibration, Thresholds
 from model.engines import Outputs
 from model.errors import DataError
 from monitoring.outlier import OutlierModel
-from training.evaluate import Decider, _split_to_use, _to_classes_of, assess, evaluate_version
+from training.evaluate import (
+    Decider,
+    _by_classes_of,
+    _refuse_unmeasurable,
+    _split_to_use,
+    assess,
+    evaluate_version,
+)
 
-OWN, OTHER = "0" * 64, "1" * 64
+OWN, OTHER = True, False
 
 
 @pytest.mark.parametrize(
-    ("asked", "fingerprint", "used"),
+    ("asked", "own", "used"),
     [
         (None, OWN, "test"),
         ("valid", OWN, "valid"),
@@ -25,8 +32,8 @@ OWN, OTHER = "0" * 64, "1" * 64
         ("all", OTHER, "all"),
     ],
 )
-def test_other_data_are_measured_whole(asked, fingerprint, used, make_manifest):
-    assert _split_to_use(asked, fingerprint, make_manifest(), "data") == used
+def test_other_data_are_measured_whole(asked, own, used, make_manifest):
+    assert _split_to_use(asked, own, make_manifest(), "data") == used
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ def test_images_without_any_label_are_refused(store, register, shapes, tmp_path)
 
 def test_a_split_without_any_label_is_refused(make_manifest):
     with pytest.raises(DataError, match="none of the 2 images has a label"):
-        _to_classes_of(make_manifest(), ["star"], np.array([-1, -1]))
+        _refuse_unmeasurable(make_manifest(), ["star"], np.array([-1, -1]))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +83,7 @@ def test_a_split_without_any_label_is_refused(make_manifest):
 def test_data_with_some_of_the_classes_are_measured_by_the_models_order(
     classes, targets, by_the_model, make_manifest
 ):
-    in_order = _to_classes_of(make_manifest(), classes, np.array(targets))
+    in_order = _by_classes_of(make_manifest(), classes, np.array(targets))
     assert in_order.tolist() == by_the_model
 
 
@@ -88,7 +95,7 @@ def test_data_with_some_of_the_classes_are_measured_by_the_models_order(
     ],
 )
 def test_so_are_data_with_several_labels(classes, targets, by_the_model, make_manifest):
-    in_order = _to_classes_of(make_manifest(task="multi"), classes, np.array(targets))
+    in_order = _by_classes_of(make_manifest(task="multi"), classes, np.array(targets))
     assert in_order.tolist() == by_the_model
 
 
