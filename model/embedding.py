@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict, Field
 
 PENULTIMATE = "penultimate"
@@ -14,3 +16,16 @@ class EmbeddingPart(BaseModel):
 
     name: str
     size: int = Field(gt=0)
+
+
+def penultimate_columns(parts: Sequence[EmbeddingPart]) -> slice:
+    """Which columns of a joined embedding the head reads; of no parts, and of its own, all.
+
+    >>> joined = [EmbeddingPart(name="layer 1", size=2), EmbeddingPart(name=PENULTIMATE, size=3)]
+    >>> penultimate_columns(joined)
+    slice(2, 5, None)
+    """
+    size = sum(part.size for part in parts)
+    if parts and parts[-1].name == PENULTIMATE:
+        return slice(size - parts[-1].size, size)
+    return slice(None)

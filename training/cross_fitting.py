@@ -30,16 +30,30 @@ def can_cross_fit(calibration_images: int, fit_images: int) -> bool:
 
 
 def cross_fitted_scores(
-    embedding: NDArray[np.float32], targets: Targets, *, class_count: int, task: Task, seed: int
+    embedding: NDArray[np.float32],
+    targets: Targets,
+    *,
+    penultimate: slice,
+    like: OutlierModel,
+    detector: str,
+    class_count: int,
+    task: Task,
+    seed: int,
 ) -> NDArray[np.float32]:
-    """Outlier scores N of embeddings N x D, each by a head and a bank of the other folds."""
+    """Outlier scores N of embeddings N x D, each by a head and a bank of the other folds.
+
+    The head reads the `penultimate` columns; the score reads what `like` does, by the `detector`.
+    """
+    last = np.ascontiguousarray(embedding[:, penultimate])
     folds = np.random.default_rng(seed).permutation(len(embedding)) % FOLDS
     scores = np.empty(len(embedding), np.float32)
     for fold in range(FOLDS):
         held_out = folds == fold
-        logits = _logits(embedding, targets, ~held_out, class_count, task, seed)
+        logits = _logits(last, targets, ~held_out, class_count, task, seed)
         others = Outputs(logits[~held_out], embedding[~held_out])
-        model = OutlierModel.fit(others.embedding, others.logits, seed=seed)
+        model = OutlierModel.fit(
+            others.embedding, others.logits, choice=like.choice, detector=detector, seed=seed
+        )
         scores[held_out] = model.score(embedding[held_out], logits[held_out])[0]
     return scores
 

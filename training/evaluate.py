@@ -45,6 +45,10 @@ class Decider:
         """Calibrated probabilities, N x C."""
         return probabilities(outputs.logits, self.calibration, self.task)
 
+    def with_thresholds(self, thresholds: Thresholds, alpha: float | None = None) -> Decider:
+        """The same with other thresholds, and another rate of the flag where one is given."""
+        return replace(self, thresholds=thresholds, alpha=self.alpha if alpha is None else alpha)
+
     def scores(self, outputs: Outputs) -> NDArray[np.float32]:
         """Outlier scores, N."""
         return self.outlier.score(outputs.embedding, outputs.logits)[0]
@@ -155,8 +159,10 @@ def evaluate_version(
     and the realised coverage `by_class`. For `split`, `reading` and errors see `reopen`; raises
     `CoverageError` for a coverage that the version cannot promise.
     """
+    sets = None
+    if coverage is not None:
+        sets = _sets_for(store.load(store.find(reference)), coverage)
     opened = reopen(store, reference, data, split, **reading)
-    sets = None if coverage is None else _sets_for(opened.bundle, coverage)
     engine = load_engine("openvino", opened.bundle, threads=0)
     parts = list(opened.chosen.values())
     outputs = joined([run_engine(engine, part.images) for part in parts])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from model.bundle import DataSummary, EngineGate
 from model.decision import Task
+from model.embedding import EmbeddingPart
 from model.engines import Outputs
 from model.images import InputSpec, Pixels
 from model.network import Network
@@ -94,6 +95,8 @@ class SplitOutputs:
     validation: Outputs
     calibration: Outputs
     test: Outputs | None
+    foreign: Mapping[str, Outputs]  # by kind: made foreign images, and real ones where given
+    parts: tuple[EmbeddingPart, ...]  # of every embedding
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from model.errors import DataError
 from training.metrics import Weights, bootstrap
-from training.thresholds import BOOTSTRAP, GRID, LEAST_LOST, MOST_SPREAD, ThresholdChoice
+from training.threshold_evidence import MOST_SPREAD
+from training.threshold_search import GRID
+from training.thresholds import BOOTSTRAP, LEAST_LOST, ThresholdChoice
 
 Floats = NDArray[np.float64]
 

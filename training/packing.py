@@ -25,34 +25,26 @@ from model.bundle import (
 )
 from model.conformal_sets import ConformalSets
 from model.decision import (
-    Calibration,
     Task,
-    Thresholds,
     decide,
-    probabilities,
 )
+from model.embedding import EmbeddingPart
 from model.engines import Outputs
 from model.engines.openvino_engine import OpenVinoEngine
 from model.engines.torch_engine import TorchEngine
 from model.errors import DataError
-from model.images import Pixels
 from model.store import ModelStore
-from monitoring.outlier import BANK_LIMIT, NEIGHBOURS, OutlierModel
-from training.calibration import fit_platt, fit_temperature
+from model.whole_embedding import WholeEmbedding
+from monitoring.outlier import BANK_LIMIT, NEIGHBOURS
 from training.conformal import summarise_sets
-from training.cross_fitting import FOLDS, can_cross_fit, cross_fitted_scores
+from training.cross_fitting import FOLDS
+from training.deciding import decide_by, is_cross_fitted
 from training.evaluate import Decider, assess, headline_metrics, run_engine
 from training.export import check_exports, export_network, run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.model_card import write_model_card
 from training.reference import outlier_arrays, write_reference
-from training.self_check import check_outlier_score
-from training.thresholds import (
-    ThresholdChoice,
-    check_labels_differ,
-    tune_none_threshold,
-    tune_thresholds,
-)
+from training.self_check import GIVEN, check_outlier_score, made_foreign_images
 
 LEAST_LABEL_AGREEMENT = 0.99
 MOST_ACCURACY_LOST = 0.005
@@ -75,8 +67,9 @@ def pack(
     _check_splits(trained)
     with store.registering(trained.name) as (version, directory, seal):
         say("exporting")
-        export_network(trained.network, directory, trained.input.size)
-        findings = _find_out(trained, directory, say)
+        whole = WholeEmbedding(trained.network)
+        export_network(whole, directory, trained.input.size)
+        findings = _find_out(trained, whole, directory, say)
         sets, sets_summary = _prediction_sets(trained, findings)
         say("writing the bundle")
         manifest = _manifest(trained, version, findings, sets_summary)
@@ -104,33 +97,31 @@ def _check_splits(trained: Trained) -> None:
             raise DataError(f"the {name} split has no images; give more images, or other splits")
 
 
-def _find_out(trained: Trained, directory: Path, say: Callable[[str], None]) -> Findings:
+def _find_out(
+    trained: Trained, whole: WholeEmbedding, directory: Path, say: Callable[[str], None]
+) -> Findings:
     """Choose the precision, then everything that depends on the outputs it gives."""
-    by_torch = run_network(trained.network, trained.validation.images)
+    by_torch = run_network(whole, trained.validation.images)
     first = trained.validation.images[:EXPORT_CHECK_IMAGES]
     check_exports(directory, first, Outputs(*(part[: len(first)] for part in by_torch)))
     engine, on_validation = _choose_precision(trained, directory, by_torch)
     say(f"running every split with OpenVINO {engine.precision}")
-    outputs = _run_splits(trained, engine, on_validation)
-    say("calibrating, tuning, checking")
-    decider, choice = _decider(trained, outputs)
-    if choice is not None:
-        say(choice.sentence)
+    outputs = _run_splits(trained, engine, on_validation, whole.parts)
+    say("calibrating, choosing, tuning, checking")
+    decided = decide_by(trained, outputs)
+    decider = decided.decider
+    if decided.threshold is not None:
+        say(decided.threshold.sentence)
     validation_metrics = assess(decider, on_validation, trained.validation.targets)
     test_metrics = None
     if outputs.test is not None:
         test_metrics = assess(decider, outputs.test, trained.test.targets)
-
-    def judge(images: Pixels) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        foreign = run_engine(engine, images)
-        return decider.scores(foreign), decider.flags(foreign)
-
+    flags = {kind: decider.flags(its) for kind, its in outputs.foreign.items()}
     return Findings(
         decider=decider,
-        choice=choice,
-        self_check=check_outlier_score(
-            trained.validation.images, decider.scores(on_validation), judge, seed=trained.seed
-        ),
+        choice=decided.threshold,
+        none=decided.none,
+        self_check=check_outlier_score(decided.outlier, flags),
         gates={
             "openvino": _gate(
                 engine.precision, decider, trained.validation, by_torch, on_validation
@@ -161,76 +152,32 @@ def _raw_labels(logits: NDArray[np.float32], task: Task) -> NDArray[Any]:
     return logits.argmax(axis=1) if task == "single" else logits > 0
 
 
-def _run_splits(trained: Trained, engine: OpenVinoEngine, on_validation: Outputs) -> SplitOutputs:
-    fit_rows = trained.fit.sample(2 * BANK_LIMIT, trained.seed).distinct()
+def _run_splits(
+    trained: Trained,
+    engine: OpenVinoEngine,
+    on_validation: Outputs,
+    parts: tuple[EmbeddingPart, ...],
+) -> SplitOutputs:
+    fit_rows = _of_the_domain(trained).sample(2 * BANK_LIMIT, trained.seed).distinct()
+    made = made_foreign_images(trained.validation.images, np.random.default_rng(trained.seed))
+    given = {} if trained.foreign is None else {GIVEN: trained.foreign}
     return SplitOutputs(
         fit_rows=fit_rows,
         fit=run_engine(engine, fit_rows.images),
         validation=on_validation,
         calibration=run_engine(engine, trained.calibration.images),
         test=run_engine(engine, trained.test.images) if len(trained.test) else None,
+        foreign={kind: run_engine(engine, images) for kind, images in (made | given).items()},
+        parts=parts,
     )
 
 
-def _decider(trained: Trained, outputs: SplitOutputs) -> tuple[Decider, ThresholdChoice | None]:
-    calibration, thresholds, choice = _calibrate_and_tune(trained, outputs.validation)
-    outlier = OutlierModel.fit(outputs.fit.embedding, outputs.fit.logits, seed=trained.seed)
-    decider = Decider(
-        trained.task, trained.classes, calibration, thresholds, outlier, trained.alpha
-    )
-    calibrated = outlier.calibrated(_conformal_scores(trained, outputs, decider))
-    return (
-        Decider(trained.task, trained.classes, calibration, thresholds, calibrated, trained.alpha),
-        choice,
-    )
-
-
-def _conformal_scores(
-    trained: Trained, outputs: SplitOutputs, decider: Decider
-) -> NDArray[np.float32]:
-    """Of the calibration split; of small data of every image to fit on or calibrate with."""
-    if not _is_cross_fitted(trained):
-        return decider.scores(outputs.calibration)
-    parts = (outputs.fit, outputs.fit_rows), (outputs.calibration, trained.calibration)
-    return cross_fitted_scores(
-        np.concatenate([given.embedding for given, _ in parts]),
-        np.concatenate([rows.targets for _, rows in parts]),
-        class_count=len(trained.classes),
-        task=trained.task,
-        seed=trained.seed,
-    )
-
-
-def _is_cross_fitted(trained: Trained) -> bool:
-    return trained.is_body_frozen and can_cross_fit(len(trained.calibration), len(trained.fit))
-
-
-def _calibrate_and_tune(
-    trained: Trained, validation: Outputs
-) -> tuple[Calibration, Thresholds, ThresholdChoice | None]:
-    targets = trained.validation.targets
+def _of_the_domain(trained: Trained) -> Rows:
+    """Rows to fit the outlier score on: negatives of a single-label model are none of them."""
     if trained.task == "multi":
-        check_labels_differ(targets)
-        calibration = fit_platt(validation.logits, targets)
-        chances = probabilities(validation.logits, calibration, "multi")
-        choice = tune_thresholds(
-            chances,
-            targets,
-            trained.classes,
-            objective=trained.objective,
-            own_thresholds=trained.per_class_thresholds,
-            seed=trained.seed,
-        )
-        return calibration, choice.to_thresholds(), choice
-    labelled = targets >= 0
-    calibration = fit_temperature(validation.logits[labelled], targets[labelled])
-    if not trained.none_allowed:
-        return calibration, Thresholds(objective="most probable class"), None
-    chances = probabilities(validation.logits[labelled], calibration, "single")
-    choice = tune_none_threshold(
-        chances, targets[labelled], in_class_loss=NONE_LABEL_LOSS, seed=trained.seed
-    )
-    return calibration, choice.to_thresholds(), choice
+        return trained.fit
+    labelled = np.flatnonzero(trained.fit.targets >= 0)
+    return trained.fit if len(labelled) == len(trained.fit) else trained.fit.take(labelled)
 
 
 def _torch_gate(
@@ -321,6 +268,7 @@ def _manifest(
         classes=trained.classes,
         architecture=trained.architecture,
         embedding_size=findings.outputs.validation.embedding.shape[1],
+        embedding_parts=findings.outputs.parts,
         input=trained.input,
         calibration=decider.calibration,
         thresholds=decider.thresholds,
@@ -343,7 +291,8 @@ def _threshold_evidence(trained: Trained, findings: Findings) -> dict[str, Any]:
     `none_share_of_unlabelled`: of the validation rows without a label, the share that rightly
     gets none; null where there are no such rows.
     """
-    if findings.choice is None:
+    chosen = findings.none or findings.choice
+    if chosen is None:
         return {}
     decider, targets = findings.decider, trained.validation.targets
     chances = decider.probabilities(findings.outputs.validation)
@@ -351,21 +300,30 @@ def _threshold_evidence(trained: Trained, findings: Findings) -> dict[str, Any]:
     truth = decider.label_names(targets)
     unlabelled = [not given for given, true in zip(labels, truth, strict=True) if not true]
     share = float(np.mean(unlabelled)) if unlabelled else None
-    return {**findings.choice.to_dict(), "none_share_of_unlabelled": share}
+    return {**chosen.to_dict(), "none_share_of_unlabelled": share}
 
 
 def _outlier_summary(trained: Trained, findings: Findings) -> OutlierSummary:
-    outlier = findings.decider.outlier
+    outlier, alpha = findings.decider.outlier, findings.decider.alpha
+    check = findings.self_check
     count = len(outlier.calibration)
-    how = f", cross-fitted in {FOLDS} folds" if _is_cross_fitted(trained) else ""
+    how = f", cross-fitted in {FOLDS} folds" if is_cross_fitted(trained) else ""
     promise = f"{count} calibration images{how}: the smallest rate is {outlier.smallest_alpha:.2g}"
-    if outlier.smallest_alpha > trained.alpha:
-        promise += f", so at {trained.alpha:g} nothing is ever flagged; set PLUMBLINE_ALPHA higher"
+    if outlier.smallest_alpha > alpha:
+        promise += f", so at {alpha:g} nothing is ever flagged; set PLUMBLINE_ALPHA higher"
     return OutlierSummary(
-        alpha=trained.alpha,
+        alpha=alpha,
         calibration_images=count,
         smallest_alpha=outlier.smallest_alpha,
-        self_check={kind.kind: kind.auroc for kind in findings.self_check.kinds},
-        self_check_passed=findings.self_check.passed,
-        statement=f"{findings.self_check.statement} {promise}.",
+        self_check={kind.kind: kind.auroc for kind in check.kinds},
+        self_check_passed=check.passed,
+        statement=f"{check.statement} {promise}.",
+        embedding=check.chosen.embedding,
+        detector=check.chosen.detector,
+        candidates={
+            f"{its.detector} on {its.embedding}": {
+                kind: round(value, 4) for kind, value in its.auroc.items()
+            }
+            for its in check.candidates
+        },
     )

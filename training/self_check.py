@@ -43,8 +43,8 @@ class SelfCheck:
     kinds: tuple[ForeignKind, ...]
     passed: bool
     statement: str
-    chosen: Candidate | None = None
-    candidates: tuple[Candidate, ...] = ()
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
 
 
 def check_outlier_score(choice: OutlierChoice, flags: Mapping[str, NDArray[np.bool_]]) -> SelfCheck:
