@@ -215,6 +215,7 @@ def _training_arguments(champion: Manifest, learning: Path, delimiter: str) -> l
         *_reading_arguments(champion),
         *(["--none"] if champion.none_allowed and champion.task == "single" else []),
         *(["--skip-bad"] if settings.get("skip_bad") else []),
+        *(["--int8"] if settings.get("int8") else []),
     ]
 
 

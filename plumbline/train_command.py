@@ -84,6 +84,13 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
     help="Where losses, rates and metrics go: below $PLUMBLINE_HOME/runs, or MLFLOW_TRACKING_URI"
     " ($PLUMBLINE_HOME/mlflow.db).",
 )
+@click.option(
+    "--int8/--no-int8",
+    default=False,
+    show_default=True,
+    help="Export in 8-bit integers, too: served where it decides like the network and is faster."
+    " Takes some ten seconds to minutes.",
+)
 @training_options
 def train(
     learning_rate: tuple[float | None, float] | None,

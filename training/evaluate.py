@@ -14,6 +14,7 @@ from model.engines import Engine, Outputs, load_engine
 from model.errors import DataError
 from model.images import Pixels
 from model.store import ModelStore
+from model.views import mean_over_views, means_the_same_mirrored
 from monitoring.outlier import OutlierModel
 from training.loading import LoadedSplit, load
 from training.mapped import copy_rows
@@ -65,15 +66,39 @@ def run_engine(engine: Engine, images: Pixels) -> Outputs:
     return Outputs(np.concatenate(logits), np.concatenate(embedding))
 
 
-def assess(decider: Decider, outputs: Outputs, targets: NDArray[Any]) -> dict[str, Any]:
+def augmented_probabilities(
+    engine: Engine, decider: Decider, images: Pixels, outputs: Outputs, *, mirror: bool
+) -> NDArray[np.float32]:
+    """Mean probabilities (N x C) over several views; `outputs` of the images as they are."""
+
+    def chances_of(view: Pixels) -> NDArray[np.float32]:
+        return decider.probabilities(engine.run(view))
+
+    plain = decider.probabilities(outputs)
+    parts = []
+    for start in range(0, len(images), BATCH):
+        rows = slice(start, start + BATCH)
+        batch = copy_rows(images, rows)
+        parts.append(mean_over_views(plain[rows], batch, chances_of, mirror=mirror))
+    return np.concatenate(parts)
+
+
+def assess(
+    decider: Decider,
+    outputs: Outputs,
+    targets: NDArray[Any],
+    chances: NDArray[np.float32] | None = None,
+) -> dict[str, Any]:
     """Metrics with 95 % intervals; `flagged_rate` beside those of `training.metrics`.
 
-    Single-label rows without a label (target -1) count for `flagged_rate` alone.
+    Single-label rows without a label (target -1) count for `flagged_rate` alone. `chances` are
+    other probabilities (N x C) than those of the outputs, such as means over several views.
     """
+    chances = decider.probabilities(outputs) if chances is None else chances
     flags = decider.flags(outputs)
     labelled = targets >= 0 if decider.task == "single" else np.ones(len(targets), bool)
     found = evaluate(
-        decider.probabilities(outputs)[labelled],
+        chances[labelled],
         targets[labelled],
         classes=decider.classes,
         thresholds=decider.thresholds,
@@ -105,8 +130,11 @@ def evaluate_version(
     skip_bad: bool = False,
     pattern: str | None = None,
     columns: Columns | None = None,
+    tta: bool = False,
 ) -> dict[str, Any]:
     """Measure a version with the engine that serves it; `split` is test, valid or all.
+
+    `tta` adds the same figures under `tta`, of the mean over several views of each image.
 
     On the data of its training the rows are dealt to splits as then, so that test rows stay test
     rows, and `split` None means test. On other data it means all. Raises `DataError` for classes
@@ -139,7 +167,13 @@ def evaluate_version(
         manifest.outlier.alpha,
     )
     engine = load_engine("openvino", bundle, threads=0)
-    return {"split": split, **assess(decider, run_engine(engine, images), in_order)}
+    outputs = run_engine(engine, images)
+    found = {"split": split, **assess(decider, outputs, in_order)}
+    if tta:
+        mirror = means_the_same_mirrored(manifest.training)
+        chances = augmented_probabilities(engine, decider, images, outputs, mirror=mirror)
+        found["tta"] = assess(decider, outputs, in_order, chances)
+    return found
 
 
 def _split_to_use(asked: str | None, fingerprint: str, manifest: Manifest, data: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,7 @@ class Trained:
     alpha: float
     seed: int
     is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
+    int8: bool = False  # to be exported in int8, too
 
 
 @dataclass(frozen=True)
@@ -96,3 +97,4 @@ class Findings:
     outputs: SplitOutputs
     test_metrics: dict[str, Any] | None
     validation_metrics: dict[str, Any]
+    engines_left_out: Mapping[str, str] = field(default_factory=dict)  # by key: why

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
@@ -16,40 +16,34 @@ from model.bundle import (
     REFERENCE,
     REPORT,
     Bundle,
-    EngineGate,
     Manifest,
     OutlierSummary,
     save_arrays,
 )
 from model.decision import (
     Calibration,
-    Task,
     Thresholds,
     decide,
     probabilities,
 )
 from model.engines import Outputs
 from model.engines.openvino_engine import OpenVinoEngine
-from model.engines.torch_engine import TorchEngine
 from model.errors import DataError
 from model.images import Pixels
 from model.store import ModelStore
 from monitoring.outlier import BANK_LIMIT, NEIGHBOURS, OutlierModel
 from training.calibration import fit_platt, fit_temperature
 from training.cross_fitting import FOLDS, can_cross_fit, cross_fitted_scores
+from training.engine_runs import EngineRun, openvino_engine, run_openvino, run_torch
 from training.evaluate import Decider, assess, headline_metrics, run_engine
-from training.export import check_exports, export_network, run_network
-from training.findings import Findings, Rows, SplitOutputs, Trained
+from training.export import check_exports, export_network, remove_int8, run_network
+from training.findings import Findings, SplitOutputs, Trained
+from training.gates import gives_the_labels, hold_to_torch
 from training.model_card import write_model_card
 from training.reference import outlier_arrays, write_reference
 from training.self_check import check_outlier_score
 from training.thresholds import ThresholdChoice, tune_global_threshold, tune_none_threshold
 
-LEAST_LABEL_AGREEMENT = 0.99
-MOST_ACCURACY_LOST = 0.005
-MOST_FLAGGED_ALPHAS = 2  # the flagged share that a gate lets pass, in units of alpha,
-FLAGGED_TOO_OFTEN = 0.001  # unless chance would do it with more than this probability
-TORCH_GATE_IMAGES = 512
 EXPORT_CHECK_IMAGES = 64
 NONE_LABEL_LOSS = 0.01
 LIBRARIES = ("torch", "timm", "openvino", "onnx", "numpy", "pillow", "simplejpeg", "bentoml")
@@ -76,10 +70,9 @@ def pack(
         seal(manifest)
     for name, gate in manifest.engines.items():
         if not gate.passed:
-            say(
-                f"the engine {name} did not pass its gate and is refused: it agrees on"
-                f" {gate.label_agreement:.1%} of the labels and flags {gate.flagged_share:.1%}"
-            )
+            say(f"the engine {name} did not pass its gate and is refused: {gate.reason}")
+    for name, reason in manifest.engines_left_out.items():
+        say(f"the engine {name} is left out: {reason}")
     return store.load(store.find(manifest.tag))
 
 
@@ -98,15 +91,22 @@ def _find_out(trained: Trained, directory: Path, say: Callable[[str], None]) -> 
     by_torch = run_network(trained.network, trained.validation.images)
     first = trained.validation.images[:EXPORT_CHECK_IMAGES]
     check_exports(directory, first, Outputs(*(part[: len(first)] for part in by_torch)))
-    engine, on_validation = _choose_precision(trained, directory, by_torch)
-    say(f"running every split with OpenVINO {engine.precision}")
-    outputs = _run_splits(trained, engine, on_validation)
-    say("calibrating, tuning, checking")
-    decider, choice = _decider(trained, outputs)
-    validation_metrics = assess(decider, on_validation, trained.validation.targets)
+    if trained.int8:
+        say("quantising to int8")
+    runs, left_out = run_openvino(trained, directory)
+    run, outputs, decider, choice = _choose_precision(trained, directory, by_torch, runs, say)
+    torch_runs, torch_left_out = run_torch(trained, directory)
+    gates = {
+        its.key: hold_to_torch(its, by_torch, trained.validation, decider)
+        for its in (*runs, *torch_runs)
+    }
+    if "openvino-int8" in gates and not gates["openvino-int8"].passed:
+        remove_int8(directory)
+    validation_metrics = assess(decider, outputs.validation, trained.validation.targets)
     test_metrics = None
     if outputs.test is not None:
         test_metrics = assess(decider, outputs.test, trained.test.targets)
+    engine = openvino_engine(directory, run.precision)
 
     def judge(images: Pixels) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         foreign = run_engine(engine, images)
@@ -116,36 +116,51 @@ def _find_out(trained: Trained, directory: Path, say: Callable[[str], None]) -> 
         decider=decider,
         choice=choice,
         self_check=check_outlier_score(
-            trained.validation.images, decider.scores(on_validation), judge, seed=trained.seed
+            trained.validation.images, decider.scores(outputs.validation), judge, seed=trained.seed
         ),
-        gates={
-            "openvino": _gate(
-                engine.precision, decider, trained.validation, by_torch, on_validation
-            ),
-            "torch": _torch_gate(decider, trained, directory, by_torch),
-        },
+        gates=gates,
         outputs=outputs,
         test_metrics=test_metrics,
         validation_metrics=validation_metrics,
+        engines_left_out={**left_out, **torch_left_out},
     )
 
 
 def _choose_precision(
-    trained: Trained, directory: Path, by_torch: Outputs
-) -> tuple[OpenVinoEngine, Outputs]:
-    """bfloat16 where it decides as float32 does on validation, else float32."""
-    wanted = _raw_labels(by_torch.logits, trained.task)
-    for precision in ("bf16", "f32"):
-        engine = OpenVinoEngine(directory, threads=0, precision=precision)
-        outputs = run_engine(engine, trained.validation.images)
-        same = _raw_labels(outputs.logits, trained.task) == wanted
-        if same.mean() >= LEAST_LABEL_AGREEMENT:
-            break
-    return engine, outputs
+    trained: Trained,
+    directory: Path,
+    by_torch: Outputs,
+    runs: Sequence[EngineRun],
+    say: Callable[[str], None],
+) -> tuple[EngineRun, SplitOutputs, Decider, ThresholdChoice | None]:
+    """The fastest that passes its gate with decisions fitted to its own outputs, else float32."""
+    exact = next(run for run in runs if run.precision == "f32")
+    for run in runs:
+        if run is exact or _gives_the_labels(trained, run, by_torch):
+            say(f"running every split with OpenVINO {run.precision}")
+            engine = openvino_engine(directory, run.precision)
+            outputs = _run_splits(trained, engine, run.outputs)
+            say("calibrating, tuning, checking")
+            decider, choice = _decider(trained, outputs)
+            gate = hold_to_torch(run, by_torch, trained.validation, decider)
+            if run is exact or gate.passed:
+                break
+    return run, outputs, decider, choice
 
 
-def _raw_labels(logits: NDArray[np.float32], task: Task) -> NDArray[Any]:
-    return logits.argmax(axis=1) if task == "single" else logits > 0
+def _gives_the_labels(trained: Trained, run: EngineRun, by_torch: Outputs) -> bool:
+    """Asked first: it costs seconds, and running every split may take minutes."""
+    calibration, thresholds, _ = _calibrate_and_tune(trained, run.outputs)
+    labels, expected = (
+        decide(
+            probabilities(its.logits, calibration, trained.task),
+            thresholds,
+            trained.classes,
+            trained.task,
+        )
+        for its in (run.outputs, by_torch)
+    )
+    return gives_the_labels(labels, expected)
 
 
 def _run_splits(trained: Trained, engine: OpenVinoEngine, on_validation: Outputs) -> SplitOutputs:
@@ -212,67 +227,6 @@ def _calibrate_and_tune(
     return calibration, choice.to_thresholds(), choice
 
 
-def _torch_gate(
-    decider: Decider, trained: Trained, directory: Path, by_torch: Outputs
-) -> EngineGate:
-    """Hold the exported weights, as the torch engine loads them, against the trained network."""
-    engine = TorchEngine(
-        directory,
-        trained.architecture,
-        len(trained.classes),
-        trained.input,
-        threads=0,
-        precision="f32",
-    )
-    order = np.random.default_rng(trained.seed).permutation(len(trained.validation))
-    chosen = np.sort(order[:TORCH_GATE_IMAGES])
-    rows = trained.validation.take(chosen)
-    expected = Outputs(by_torch.logits[chosen], by_torch.embedding[chosen])
-    return _gate(engine.precision, decider, rows, expected, run_engine(engine, rows.images))
-
-
-def _gate(
-    precision: str, decider: Decider, rows: Rows, by_torch: Outputs, outputs: Outputs
-) -> EngineGate:
-    """Hold an engine's decisions on validation rows against torch in float32."""
-    expected, given = decider.probabilities(by_torch), decider.probabilities(outputs)
-    labels, torch_labels = (
-        decide(chances, decider.thresholds, decider.classes, decider.task)
-        for chances in (given, expected)
-    )
-    agreement = float(np.mean([a == b for a, b in zip(labels, torch_labels, strict=True)]))
-    accuracy, torch_accuracy = (
-        _share_right(found, rows.targets, decider) for found in (labels, torch_labels)
-    )
-    flags = decider.flags(outputs)
-    return EngineGate(
-        precision=precision,
-        label_agreement=agreement,
-        largest_probability_difference=float(np.abs(given - expected).max()),
-        accuracy=accuracy,
-        flagged_share=float(flags.mean()),
-        passed=agreement >= LEAST_LABEL_AGREEMENT
-        and accuracy >= torch_accuracy - MOST_ACCURACY_LOST
-        and not _flags_too_often(flags, decider),
-    )
-
-
-def _flags_too_often(flags: NDArray[np.bool_], decider: Decider) -> bool:
-    """Whether the share flagged lies over twice alpha by more than chance (binomial test)."""
-    from scipy.stats import binomtest
-
-    if decider.alpha < decider.outlier.smallest_alpha:
-        return False
-    most = min(1.0, MOST_FLAGGED_ALPHAS * decider.alpha)
-    test = binomtest(int(flags.sum()), len(flags), most, alternative="greater")
-    return float(test.pvalue) < FLAGGED_TOO_OFTEN
-
-
-def _share_right(labels: list[list[str]], targets: NDArray[Any], decider: Decider) -> float:
-    truth = decider.label_names(targets)
-    return float(np.mean([a == b for a, b in zip(labels, truth, strict=True)]))
-
-
 def _manifest(trained: Trained, version: str, findings: Findings) -> Manifest:
     decider = findings.decider
     metrics = findings.test_metrics or findings.validation_metrics
@@ -291,6 +245,7 @@ def _manifest(trained: Trained, version: str, findings: Findings) -> Manifest:
         threshold_evidence=_threshold_evidence(trained, findings),
         outlier=_outlier_summary(trained, findings),
         engines=findings.gates,
+        engines_left_out=dict(findings.engines_left_out),
         metrics=headline_metrics(metrics),
         metrics_split="validation" if findings.test_metrics is None else "test",
         data=trained.data,

@@ -22,6 +22,7 @@ from training.baselines import (
 from training.callbacks import Callback
 from training.checkpoint import Checkpoint, checkpoint_key, epochs_in
 from training.diagnosis import diagnose, no_better, turning_epoch
+from training.export import check_int8
 from training.findings import Rows, Trained
 from training.fine_tuning import (
     LINEAR_HEAD_KEPT,
@@ -75,6 +76,8 @@ def run_training(
     the others return None.
     """
     check_name(request.name)
+    if request.int8:
+        check_int8()
     with training_together(str(request.knobs.get("device", "auto"))) as world:
         if not world.is_first:
             _take_part(request, store, world)
@@ -137,11 +140,13 @@ def _register(
             "columns": asdict(request.columns or Columns()),
             "skip_bad": request.skip_bad,
             "more": None if request.more is None else _place(request.more),
+            "int8": request.int8,
         },
         curves={**_curves(history), "diagnosis": sentences},
         alpha=request.alpha,
         seed=request.seed,
         is_body_frozen=outcome.kept == LINEAR_HEAD_KEPT,
+        int8=request.int8,
     )
     bundle = pack(trained, store, say)
     for checkpoint in (_checkpoint_path(store, request.name, its) for its in (False, True)):

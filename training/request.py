@@ -46,6 +46,7 @@ class TrainRequest:
     keep_fine_tuned: bool = False  # also where the linear head is better
     retrain_to_overfit_point: bool = False
     track: TrackerName = "tensorboard"
+    int8: bool = False  # export in int8, too
 
 
 def open_request(request: TrainRequest, home: Path, *, for_training: bool = True) -> Source:

@@ -1,30 +1,22 @@
-"""Packing: the gates of the engines, and streams that say what decisions say."""
+"""Packing: what the manifest says of thresholds, and what the outlier bank is made of."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
 
-from model.bundle import NETWORK, DataSummary
+from model.bundle import DataSummary
 from model.decision import Calibration, Thresholds
 from model.engines import Outputs
 from model.images import InputSpec
-from model.network import create_network, weights_of
+from model.network import create_network
 from monitoring.outlier import OutlierModel
 from training.evaluate import Decider
 from training.export import run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
-from training.packing import (
-    _flags_too_often,
-    _gate,
-    _threshold_evidence,
-    _torch_gate,
-)
+from training.packing import _threshold_evidence
 from training.self_check import SelfCheck
 from training.thresholds import ThresholdChoice, tune_none_threshold
 
@@ -66,11 +58,6 @@ def trained() -> Trained:
 
 
 @pytest.fixture(scope="module")
-def by_torch(trained: Trained) -> Outputs:
-    return run_network(trained.network, trained.validation.images)
-
-
-@pytest.fixture(scope="module")
 def decider(trained: Trained) -> Decider:
     fit, calibration = (
         run_network(trained.network, rows.images) for rows in (trained.fit, trained.calibration)
@@ -84,49 +71,6 @@ def decider(trained: Trained) -> Decider:
         outlier=outlier.calibrated(outlier.score(calibration.embedding, calibration.logits)[0]),
         alpha=trained.alpha,
     )
-
-
-def test_the_torch_gate_runs_the_exported_weights(
-    trained: Trained, by_torch: Outputs, decider: Decider, tmp_path: Path
-) -> None:
-    save_file(weights_of(trained.network), tmp_path / NETWORK)
-    gate = _torch_gate(decider, trained, tmp_path, by_torch)
-    assert gate.passed
-    assert gate.label_agreement == 1
-    other = create_network("small-resnet", 3, SPEC, seed=1)
-    save_file(weights_of(other), tmp_path / NETWORK)
-    gate = _torch_gate(decider, trained, tmp_path, by_torch)
-    assert not gate.passed
-    assert gate.largest_probability_difference > 0.001
-
-
-def test_a_gate_refuses_an_engine_that_flags_far_too_often(
-    trained: Trained, by_torch: Outputs, decider: Decider
-) -> None:
-    # The same labels from embeddings that lie elsewhere.
-    moved = Outputs(by_torch.logits, by_torch.embedding + 50)
-    right, wrong = (
-        _gate("f32", decider, trained.validation, by_torch, outputs)
-        for outputs in (by_torch, moved)
-    )
-    assert right.passed
-    assert wrong.label_agreement == 1
-    assert wrong.flagged_share == 1
-    assert not wrong.passed
-
-
-def flags(count: int, of: int = 400) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.arange(of) < count
-
-
-def test_the_flagged_share_may_be_twice_alpha_and_chance_more(decider: Decider) -> None:
-    assert not _flags_too_often(flags(16), decider)  # 4 %: twice alpha
-    assert not _flags_too_often(flags(26), decider)  # more than 26 of 400 by chance: 0.7 %
-    assert _flags_too_often(flags(40), decider)
-
-
-def test_an_alpha_that_cannot_flag_is_not_held_to_a_rate(decider: Decider) -> None:
-    assert not _flags_too_often(flags(400), replace(decider, alpha=0.001))
 
 
 def findings(decider: Decider, logits: np.ndarray, choice: ThresholdChoice | None) -> Findings:
