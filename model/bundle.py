@@ -40,6 +40,7 @@ MANIFEST = "manifest.json"
 NETWORK = "network.safetensors"
 ONNX = "network.onnx"
 OPENVINO = "network.xml"
+INT8 = "network.int8.xml"  # and its .bin: there where it was asked for and passed its gate
 OUTLIER = "outlier.safetensors"
 CONFORMAL_SETS = "conformal.safetensors"  # bundles made before there were sets lack it
 REFERENCE = "reference.parquet"
@@ -72,6 +73,10 @@ class EngineGate(_Strict):
     """What one engine was seen to do on the validation split, against torch in float32.
 
     `flagged_share` is the realised share of validation images flagged as out of domain.
+    `accuracy_lost` is torch's accuracy minus the engine's on the same images, with its paired
+    interval; `ece` is null where no image has a label. `images_per_second` was measured when the
+    bundle was packed: one thread, batches of 8. `reason` says why an engine is refused. Bundles of
+    schema 1 lack these five, and `images` is then 0.
     """
 
     precision: str
@@ -80,6 +85,11 @@ class EngineGate(_Strict):
     accuracy: float
     flagged_share: float
     passed: bool
+    images: int = 0
+    accuracy_lost: Metric | None = None
+    ece: float | None = None
+    images_per_second: float | None = None
+    reason: str = ""
 
 
 class OutlierSummary(_Strict):
@@ -147,7 +157,11 @@ class DataSummary(_Strict):
 
 
 class Manifest(_Strict):
-    """Everything about a model version that is not an array."""
+    """Everything about a model version that is not an array.
+
+    `engines` is by engine and precision, such as `openvino-bf16`; in schema 1 by engine alone.
+    `engines_left_out` holds why others could not be measured at all.
+    """
 
     schema_number: int = SCHEMA
     name: str
@@ -165,6 +179,7 @@ class Manifest(_Strict):
     threshold_evidence: dict[str, Any] = Field(default_factory=dict)
     outlier: OutlierSummary
     engines: dict[str, EngineGate]
+    engines_left_out: dict[str, str] = Field(default_factory=dict)
     metrics: dict[str, Metric]
     metrics_split: Literal["test", "validation"] = "test"
     prediction_sets: SetsSummary | None = None
@@ -178,6 +193,10 @@ class Manifest(_Strict):
     def tag(self) -> str:
         """The BentoML tag, `name:version`."""
         return f"{self.name}:{self.version}"
+
+    def gates_of(self, engine: str) -> list[EngineGate]:
+        """The gates of an engine, one for each precision that it was measured in."""
+        return [gate for key, gate in self.engines.items() if key.partition("-")[0] == engine]
 
 
 @dataclass(frozen=True)

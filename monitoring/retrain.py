@@ -219,6 +219,7 @@ def _training_arguments(champion: Manifest, learning: Path, delimiter: str) -> l
         *(["--none"] if champion.none_allowed and champion.task == "single" else []),
         *(["--skip-bad"] if settings.get("skip_bad") else []),
         *(["--intended-use", champion.intended_use] if champion.intended_use else []),
+        *(["--int8"] if settings.get("int8") else []),
     ]
 
 

@@ -20,6 +20,12 @@ from plumbline.training_options import data_options, take_columns
     help="Default: test for the data it was trained on, all for other data.",
 )
 @coverage_option("Measure the prediction sets of this coverage too, such as 0.9.")
+@click.option(
+    "--tta",
+    is_flag=True,
+    help="Beside it the figures with test-time augmentation: the mean over several views of each"
+    " image.",
+)
 @data_options
 @click.option("--json", "as_json", is_flag=True)
 def evaluate(
@@ -27,6 +33,7 @@ def evaluate(
     data: str,
     split: str | None,
     coverage: float | None,
+    tta: bool,
     as_json: bool,
     **reading: Any,
 ) -> None:
@@ -34,22 +41,31 @@ def evaluate(
     from training.evaluate import evaluate_version
 
     reading |= take_columns(reading)
-    found = evaluate_version(open_store(), version, data, split, coverage=coverage, **reading)
+    found = evaluate_version(
+        open_store(), version, data, split, coverage=coverage, tta=tta, **reading
+    )
     if as_json:
         print_json(found)
         return
     title = f"{version} on {found['count']} images, split: {found['split']}"
-    rows = [
-        (name, f"{value:.4f}", _interval(found["intervals"].get(name)))
+    columns = ("metric", "value", "95 % interval", *(("with --tta", "95 % interval") * tta))
+    rows = _rows(found)
+    if coverage is not None:
+        rows += _rows_of_sets(found["prediction_sets"], len(columns))
+    print_table(title, columns, rows)
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One for each metric, with its value under every way of looking."""
+    ways = [found, found["tta"]] if "tta" in found else [found]
+    return [
+        (name, *(cell for way in ways for cell in _cells(name, way)))
         for name, value in found.items()
         if isinstance(value, float)
     ]
-    if coverage is not None:
-        rows += _rows_of_sets(found["prediction_sets"])
-    print_table(title, ("metric", "value", "95 % interval"), rows)
 
 
-def _rows_of_sets(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _rows_of_sets(found: dict[str, Any], columns: int) -> list[tuple[str, ...]]:
     """Realised coverage, size of the sets, and the class that they cover least."""
     at = f"at {found['coverage']:g}"
     shown = {
@@ -62,7 +78,7 @@ def _rows_of_sets(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         least = min(found["by_class"], key=lambda name: found["by_class"][name]["value"])
         shown[f"coverage {at} of {least}, the least"] = found["by_class"][least]
     return [
-        (name, f"{its['value']:.4f}", _interval((its["low"], its["high"])))
+        (name, f"{its['value']:.4f}", _interval((its["low"], its["high"])), *[""] * (columns - 3))
         for name, its in shown.items()
         if its is not None and its["value"] is not None
     ]
@@ -70,3 +86,8 @@ def _rows_of_sets(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _interval(bounds: Sequence[float] | None) -> str:
     return f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
+
+
+def _cells(name: str, found: dict[str, Any]) -> tuple[str, str]:
+    value, bounds = found[name], found["intervals"].get(name)
+    return ("" if value is None else f"{value:.4f}"), _interval(bounds)

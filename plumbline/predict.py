@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from model.engine_names import EngineName
+from model.engine_names import EngineName, Precision
 from model.engines import load_engine
 from model.errors import ImageError, ImageErrorCode, ServiceError
 from model.images import Pixels, prepare
@@ -35,18 +35,21 @@ def predict_here(
     *,
     model: str | None = None,
     engine: EngineName = "openvino",
+    precision: Precision | None = None,
     alpha: float | None = None,
     coverage: float | None = None,
+    augment: bool = False,
 ) -> list[dict[str, Any]]:
     """Judge files in this process; `reference` None takes the champion of `model`.
 
-    `alpha` None leaves it to the version, as the service does. With a `coverage` every good row
-    has the `set` too. Raises `CoverageError` when the version cannot promise it.
+    `precision` and `alpha` None leave them to the version, as the service does; `augment` averages
+    over several views of each image. With a `coverage` every good row has the `set` too. Raises
+    `CoverageError` when the version cannot promise it.
     """
     version = store.find(reference) if reference else store.champion(model)
     bundle = store.load(version)
-    loaded = load_engine(engine, bundle, threads=os.cpu_count() or 1)
-    predictor = Predictor(bundle, loaded, stage=version.stage, alpha=alpha)
+    loaded = load_engine(engine, bundle, threads=os.cpu_count() or 1, precision=precision)
+    predictor = Predictor(bundle, loaded, stage=version.stage, alpha=alpha, augment=augment)
     least = None if coverage is None else predictor.least_probability(coverage)
     return [row for chunk in _chunks(files) for row in _judge(chunk, predictor, least)]
 

@@ -26,6 +26,12 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 @coverage_option(
     "Add the set of labels that holds on average this share of the true ones, such as 0.9."
 )
+@click.option(
+    "--tta",
+    is_flag=True,
+    help="Test-time augmentation: the mean over several views of each image, which takes three"
+    " to six times as long. Here, not by a service.",
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON lines.")
 @click.option("--json", "as_json", is_flag=True)
 def predict(
@@ -33,6 +39,7 @@ def predict(
     version: str | None,
     url: str | None,
     coverage: float | None,
+    tta: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -41,6 +48,8 @@ def predict(
 
     if version and url:
         raise SettingsError("give --version or --url, not both")
+    if tta and url:
+        raise SettingsError("--tta and --url: a service looks at each image once; leave one out")
     images = _image_files(path)
     if url:
         key = read_settings(ClientSettings).api_key
@@ -53,8 +62,10 @@ def predict(
             version,
             model=settings.model,
             engine=settings.engine,
+            precision=settings.precision,
             alpha=settings.alpha,
             coverage=coverage,
+            augment=tta,
         )
     lines = [json.dumps(row) for row in rows]
     if out is not None:

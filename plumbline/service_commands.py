@@ -17,11 +17,22 @@ from service.settings import ServiceSettings
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.")
 @click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: one a core.")
 @click.option("--engine", type=click.Choice(["openvino", "torch"]))
-def serve(host: str | None, port: int | None, workers: int | None, engine: str | None) -> None:
+@click.option(
+    "--precision",
+    type=click.Choice(["f32", "bf16", "int8"]),
+    help="Default: the fastest that passed its gate.",
+)
+def serve(
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    engine: str | None,
+    precision: str | None,
+) -> None:
     """Serve the champion over HTTP until Ctrl-C."""
     from service.serving import serve as run_service
 
-    settings = read_settings(ServiceSettings, workers=workers, engine=engine)
+    settings = read_settings(ServiceSettings, workers=workers, engine=engine, precision=precision)
     if host or port:
         settings = settings.listening_on(host, port)
     run_service(settings)

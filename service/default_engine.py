@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.engine_names import EngineName
+from model.engine_names import EngineName, Precision
 
 if TYPE_CHECKING:  # settings are read by commands that need no bundle
     from model.bundle import Bundle
@@ -26,10 +26,13 @@ def likely_engine() -> EngineName:
     return "torch" if _has_gpu() and _has_torch() else "openvino"
 
 
-def usable_engine(guess: EngineName, bundle: Bundle) -> EngineName:
-    """The guess held to what this bundle and this machine can do."""
-    gate = bundle.manifest.engines.get("torch")
-    if guess == "torch" and gate is not None and gate.passed and _has_cuda():
+def usable_engine(
+    guess: EngineName, bundle: Bundle, precision: Precision | None = None
+) -> EngineName:
+    """The guess held to what this bundle and this machine can do, in that precision if any."""
+    gates = bundle.manifest.gates_of("torch")
+    passed = any(gate.passed and precision in (None, gate.precision) for gate in gates)
+    if guess == "torch" and passed and _has_cuda():
         return "torch"
     return "openvino"
 

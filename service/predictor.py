@@ -15,6 +15,7 @@ from model.conformal_sets import label_set, load_sets, no_sets
 from model.decision import confidence, decide, probabilities
 from model.engines import Engine
 from model.images import InputSpec, Pixels
+from model.views import mean_over_views, means_the_same_mirrored
 from monitoring.outlier import OutlierModel
 
 
@@ -61,12 +62,20 @@ class Predictor:
     """A verified bundle with its network loaded into an engine."""
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, *, stage: str, alpha: float | None = None
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        *,
+        stage: str,
+        alpha: float | None = None,
+        augment: bool = False,
     ) -> None:
+        """`augment` averages over several views of an image; see `model.views`."""
         self.bundle = bundle
         self.engine = engine
         self.stage = stage
         self.alpha = bundle.manifest.outlier.alpha if alpha is None else alpha
+        self._augment = augment
         self._outlier = OutlierModel.from_arrays(bundle.arrays(OUTLIER))
         self._sets = load_sets(bundle)
 
@@ -97,9 +106,11 @@ class Predictor:
 
     def predict(self, images: Sequence[Pixels]) -> list[Judgement]:
         """Judge prepared images, each uint8 of shape size x size x 3, in one batch."""
-        manifest = self.bundle.manifest
-        logits, embedding = self.engine.run(np.stack(images))
+        manifest, batch = self.bundle.manifest, np.stack(images)
+        logits, embedding = self.engine.run(batch)
         chances = probabilities(logits, manifest.calibration, manifest.task)
+        if self._augment:
+            chances = self._mean_over_views(chances, batch)
         labels = decide(chances, manifest.thresholds, self.classes, manifest.task)
         sure = confidence(chances, manifest.task)
         scores, components = self._outlier.score(embedding, logits)
@@ -117,3 +128,12 @@ class Predictor:
             )
             for row in range(len(images))
         ]
+
+    def _mean_over_views(self, chances: NDArray[np.float32], batch: Pixels) -> NDArray[np.float32]:
+        manifest = self.bundle.manifest
+
+        def chances_of(view: Pixels) -> NDArray[np.float32]:
+            return probabilities(self.engine.run(view).logits, manifest.calibration, manifest.task)
+
+        mirror = means_the_same_mirrored(manifest.training)
+        return mean_over_views(chances, batch, chances_of, mirror=mirror)

@@ -81,8 +81,10 @@ class Rollout:
         settings = self._settings
         name = settings.engine
         if not settings.engine_is_given:
-            name = usable_engine(name, bundle)
-        engine = load_engine(name, bundle, threads=settings.engine_threads)
+            name = usable_engine(name, bundle, settings.precision)
+        engine = load_engine(
+            name, bundle, threads=settings.engine_threads, precision=settings.precision
+        )
         predictor = Predictor(bundle, engine, stage=version.stage, alpha=settings.alpha)
         predictor.warm_up(settings.batch_images)
         return predictor
@@ -110,7 +112,10 @@ class Rollout:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        log.info("serving %s", predictor.bundle.manifest.tag)
+        engine = predictor.engine
+        log.info(
+            "serving %s by %s %s", predictor.bundle.manifest.tag, engine.name, engine.precision
+        )
         if self._start is not None:
             self._start.succeed()
             self._start = None  # what comes after it ends nothing

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from model.engine_names import EngineName
+from model.engine_names import EngineName, Precision
 from model.limits import ImageLimits
 from model.settings import address, split_address
 from monitoring.settings import MonitoringSettings
@@ -31,6 +31,11 @@ class ServiceSettings(MonitoringSettings):
         default_factory=likely_engine,
         description="Engine that runs the network: openvino or torch. Default: torch where there "
         "is an NVIDIA GPU that torch can use, else openvino.",
+    )
+    precision: Precision | None = Field(
+        default=None,
+        description="Precision that the engine runs in: f32, bf16 or int8 (openvino alone). "
+        "Default: the fastest of those whose gate the model passed, as measured at its training.",
     )
     engine_threads: int = Field(
         default=1, ge=1, description="Compute threads of the engine, per worker."

@@ -66,6 +66,12 @@ def test_nothing_that_serves_unpickles(package):
         assert not imported(path) & {"pickle", "cloudpickle", "joblib", "dill", "shelve"}, path
 
 
+def test_openvino_is_imported_without_its_telemetry_everywhere():
+    silent = HOUSE / "model" / "engines" / "openvino_silent.py"
+    for path in {path for package in MAY for path in modules(package)} - {silent}:
+        assert "openvino" not in imported(path), path
+
+
 WITHOUT = """
 import sys
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.decision import Calibration, Thresholds, probabilities
+from model.decision import Calibration, Thresholds, decide, probabilities
 from model.embedding import penultimate_columns
 from model.engines import Outputs
 from training.calibration import fit_platt, fit_temperature
@@ -26,6 +26,8 @@ from training.outlier_choice import (
 )
 from training.request import DEFAULT_ALPHA
 from training.thresholds import ThresholdChoice, check_labels_differ, tune_thresholds
+
+_MOST_PROBABLE = Thresholds(objective="most probable class")
 
 
 @dataclass(frozen=True)
@@ -47,25 +49,40 @@ def decide_by(trained: Trained, outputs: SplitOutputs) -> Decided:
         trained.task,
         trained.classes,
         calibration,
-        Thresholds(objective="most probable class"),
+        _MOST_PROBABLE,
         scored,
         trained.alpha or DEFAULT_ALPHA,
     )
     if trained.task == "multi":
-        tuned = tune_thresholds(
-            undecided.probabilities(outputs.validation),
-            trained.validation.targets,
-            trained.classes,
-            objective=trained.objective,
-            own_thresholds=trained.per_class_thresholds,
-            seed=trained.seed,
-        )
+        tuned = _tune(trained, undecided.probabilities(outputs.validation))
         return Decided(undecided.with_thresholds(tuned.to_thresholds()), tuned, None, outlier)
     if not trained.none_allowed:
         return Decided(undecided, None, None, outlier)
     none = _choose_none(trained, outputs, undecided, outlier)
     decider = undecided.with_thresholds(none.threshold.to_thresholds(), none.alpha)
     return Decided(decider, none.threshold, none, outlier)
+
+
+def labels_before_flags(
+    trained: Trained, outputs: Outputs, others: Outputs
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The labels that two engines' outputs for validation get, decided by those of the first."""
+    calibration = _calibrate(trained, outputs)
+    thresholds = _MOST_PROBABLE
+    if trained.task == "multi":
+        thresholds = _tune(
+            trained, probabilities(outputs.logits, calibration, "multi")
+        ).to_thresholds()
+    first, second = (
+        decide(
+            probabilities(its.logits, calibration, trained.task),
+            thresholds,
+            trained.classes,
+            trained.task,
+        )
+        for its in (outputs, others)
+    )
+    return first, second
 
 
 def is_cross_fitted(trained: Trained) -> bool:
@@ -83,6 +100,17 @@ def _calibrate(trained: Trained, validation: Outputs) -> Calibration:
         return fit_platt(validation.logits, one_hot)
     labelled = targets >= 0
     return fit_temperature(validation.logits[labelled], targets[labelled])
+
+
+def _tune(trained: Trained, chances: NDArray[np.float32]) -> ThresholdChoice:
+    return tune_thresholds(
+        chances,
+        trained.validation.targets,
+        trained.classes,
+        objective=trained.objective,
+        own_thresholds=trained.per_class_thresholds,
+        seed=trained.seed,
+    )
 
 
 def _choose_outlier_model(trained: Trained, outputs: SplitOutputs) -> OutlierChoice:

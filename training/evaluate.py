@@ -17,6 +17,7 @@ from model.engines import Engine, Outputs, load_engine
 from model.errors import DataError
 from model.images import Pixels
 from model.store import ModelStore
+from model.views import mean_over_views, means_the_same_mirrored
 from monitoring.outlier import OutlierModel
 from training.conformal import coverage_by_class, measure_sets
 from training.loading import LoadedSplit, load
@@ -74,15 +75,39 @@ def run_engine(engine: Engine, images: Pixels) -> Outputs:
     return Outputs(np.concatenate(logits), np.concatenate(embedding))
 
 
-def assess(decider: Decider, outputs: Outputs, targets: NDArray[Any]) -> dict[str, Any]:
+def augmented_probabilities(
+    engine: Engine, decider: Decider, images: Pixels, outputs: Outputs, *, mirror: bool
+) -> NDArray[np.float32]:
+    """Mean probabilities (N x C) over several views; `outputs` of the images as they are."""
+
+    def chances_of(view: Pixels) -> NDArray[np.float32]:
+        return decider.probabilities(engine.run(view))
+
+    plain = decider.probabilities(outputs)
+    parts = []
+    for start in range(0, len(images), BATCH):
+        rows = slice(start, start + BATCH)
+        batch = copy_rows(images, rows)
+        parts.append(mean_over_views(plain[rows], batch, chances_of, mirror=mirror))
+    return np.concatenate(parts)
+
+
+def assess(
+    decider: Decider,
+    outputs: Outputs,
+    targets: NDArray[Any],
+    chances: NDArray[np.float32] | None = None,
+) -> dict[str, Any]:
     """Metrics with 95 % intervals; `flagged_rate` beside those of `training.metrics`.
 
-    Single-label rows without a label (target -1) count for `flagged_rate` alone.
+    Single-label rows without a label (target -1) count for `flagged_rate` alone. `chances` are
+    other probabilities (N x C) than those of the outputs, such as means over several views.
     """
+    chances = decider.probabilities(outputs) if chances is None else chances
     flags = decider.flags(outputs)
     labelled = targets >= 0 if decider.task == "single" else np.ones(len(targets), bool)
     found = evaluate(
-        decider.probabilities(outputs)[labelled],
+        chances[labelled],
         targets[labelled],
         classes=decider.classes,
         thresholds=decider.thresholds,
@@ -151,11 +176,13 @@ def evaluate_version(
     split: str | None = None,
     *,
     coverage: float | None = None,
+    tta: bool = False,
     **reading: Any,
 ) -> dict[str, Any]:
     """Measure a version with the engine that serves it.
 
-    With a `coverage` its prediction sets are measured too: `prediction_sets` holds a `SetsMeasure`
+    `tta` adds the same figures under `tta`, of the mean over several views of each image. With a
+    `coverage` its prediction sets are measured too: `prediction_sets` holds a `SetsMeasure`
     and the realised coverage `by_class`. For `split`, `reading` and errors see `reopen`; raises
     `CoverageError` for a coverage that the version cannot promise.
     """
@@ -165,10 +192,20 @@ def evaluate_version(
     opened = reopen(store, reference, data, split, **reading)
     engine = load_engine("openvino", opened.bundle, threads=0)
     parts = list(opened.chosen.values())
-    outputs = joined([run_engine(engine, part.images) for part in parts])
+    by_part = [run_engine(engine, part.images) for part in parts]
+    outputs = joined(by_part)
     targets = np.concatenate([part.targets for part in parts])
     decider = opened.decider()
     found = {"split": opened.split, **assess(decider, outputs, targets)}
+    if tta:
+        mirror = means_the_same_mirrored(opened.manifest.training)
+        chances = np.concatenate(
+            [
+                augmented_probabilities(engine, decider, part.images, its, mirror=mirror)
+                for part, its in zip(parts, by_part, strict=True)
+            ]
+        )
+        found["tta"] = assess(decider, outputs, targets, chances)
     if sets is not None and coverage is not None:
         found["prediction_sets"] = _assess_sets(decider, sets, outputs, targets, coverage)
     return found

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
-import openvino
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from model.bundle import NETWORK, ONNX, OPENVINO
+from model.bundle import INT8, NETWORK, ONNX, OPENVINO
 from model.engines import Outputs
 from model.engines.openvino_engine import OpenVinoEngine
+from model.engines.openvino_silent import openvino
 from model.errors import BundleError, EngineError
+from model.images import Pixels
 from model.network import weights_of
 from model.whole_embedding import WholeEmbedding
 from training.mapped import copy_rows
@@ -22,6 +27,8 @@ from training.mapped import copy_rows
 # float32. Differences of summation order stay below 1e-4.
 EXPORT_TOLERANCE = 1e-3
 BATCH = 64
+INT8_IMAGES = 300  # that ranges are taken from, nncf's own default
+_INT8_BATCH = 10
 
 
 def export_network(whole: WholeEmbedding, directory: Path, image_size: int) -> None:
@@ -52,8 +59,55 @@ def export_network(whole: WholeEmbedding, directory: Path, image_size: int) -> N
 def write_openvino(directory: Path) -> None:
     """Write `network.xml` with `network.bin` from `network.onnx`. Raises `BundleError`."""
     # read_model instead of convert_model: the converter reports its use over the network.
-    graph = openvino.Core().read_model(directory / ONNX)
-    path = directory / OPENVINO
+    _save(openvino.Core().read_model(directory / ONNX), directory / OPENVINO)
+
+
+def check_int8() -> None:
+    """Raise `EngineError` where nncf is not installed, before the hours of a training."""
+    if importlib.util.find_spec("nncf") is None:
+        raise EngineError(
+            "--int8 needs nncf, which is not installed;"
+            " install it with: pip install 'plumbline[training]'"
+        )
+
+
+def write_int8(directory: Path, images: Pixels) -> None:
+    """Write `network.int8.xml` with its `.bin` from `network.xml`: weights and arithmetic in int8.
+
+    nncf takes the ranges of activations from `images`, uint8 N x H x W x 3, and corrects biases
+    by them (post-training quantisation; Nagel et al. 2021, "A White Paper on Neural Network
+    Quantization", sections 3.1 to 3.3). Give images of the fit split: those of validation judge
+    the outcome, and would judge what was made to suit them. The normalisation becomes part of the
+    quantised graph; input and both outputs stay as they are. Raises `EngineError` where nncf
+    cannot quantise the network, `BundleError` where the disk is full.
+    """
+    rows = min(len(images), INT8_IMAGES)
+    batches = [
+        copy_rows(images, slice(start, min(start + _INT8_BATCH, rows)))
+        for start in range(0, rows, _INT8_BATCH)
+    ]
+    with redirect_stdout(StringIO()):  # where its log and progress go, and a version is printed
+        import nncf  # takes seconds, and imports torch
+
+        nncf.set_log_level(logging.ERROR)
+        try:
+            graph = nncf.quantize(
+                openvino.Core().read_model(directory / OPENVINO),
+                nncf.Dataset(batches),
+                subset_size=len(batches),
+            )
+        except Exception as error:  # its errors have no base of their own
+            raise EngineError(f"nncf cannot quantise the network: {error}") from error
+    _save(graph, directory / INT8)
+
+
+def remove_int8(directory: Path) -> None:
+    """Remove what `write_int8` wrote, or began to."""
+    for path in (directory / INT8, (directory / INT8).with_suffix(".bin")):
+        path.unlink(missing_ok=True)
+
+
+def _save(graph: openvino.Model, path: Path) -> None:
     try:
         openvino.save_model(graph, path, compress_to_fp16=False)
     except RuntimeError as error:  # of a full disk, too, it says but "iostream error"

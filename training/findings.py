@@ -84,6 +84,7 @@ class Trained:
     intended_use: str = ""
     # Width and height as stored, N x 2, of the rows of test and validation, by split.
     image_sizes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    int8: bool = False  # to be exported in int8, too
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,4 @@ class Findings:
     outputs: SplitOutputs
     test_metrics: dict[str, Any] | None
     validation_metrics: dict[str, Any]
+    engines_left_out: Mapping[str, str] = field(default_factory=dict)  # by key: why

@@ -283,20 +283,26 @@ def _put_calibration(found: dict[str, Any], table: Floats, wanted: Array, draw: 
     each = brier_by_row(table, wanted)
     _put(found, "brier", brier_score(table, wanted), draw.interval(_weighted_mean(each)))
     value = expected_calibration_error(table, wanted)
-    stated, came_true = outcomes(table, wanted)
-    residual = np.zeros((len(table), RELIABILITY_BINS))  # N x bins: what each row adds to a bin
-    rows = np.repeat(np.arange(len(table)), len(stated) // len(table))
-    np.add.at(residual, (rows, mass_bins(stated, RELIABILITY_BINS)), stated - came_true)
-
-    def error(weights: Weights) -> Floats:
-        return np.asarray(np.abs(weights @ residual).sum(axis=1) / len(stated))
-
-    interval = draw.interval(error)
+    interval = draw.interval(weighted_calibration_error(table, wanted))
     if interval is not None:
         # Re-drawing adds noise, and noise raises this error: the basic bootstrap mirrors it back.
         low, high = interval
         interval = [max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)]
     _put(found, "ece", value, interval)
+
+
+def weighted_calibration_error(probabilities: Array, targets: Array) -> Callable[[Weights], Floats]:
+    """The expected calibration error for many re-draws, in the bins of the rows as they are."""
+    stated, came_true = outcomes(probabilities, targets)
+    count = len(probabilities)
+    residual = np.zeros((count, RELIABILITY_BINS))  # N x bins: what each row adds to a bin
+    rows = np.repeat(np.arange(count), len(stated) // count)
+    np.add.at(residual, (rows, mass_bins(stated, RELIABILITY_BINS)), stated - came_true)
+
+    def error(weights: Weights) -> Floats:
+        return np.asarray(np.abs(weights @ residual).sum(axis=1) / len(stated))
+
+    return error
 
 
 def _per_class(

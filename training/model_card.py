@@ -134,11 +134,13 @@ def _outlier_check(manifest: Manifest, findings: Findings) -> OutlierCheck:
 
 def _engine_row(name: str, gate: Any) -> EngineRow:
     return {
-        "engine": name,
+        "engine": name.partition("-")[0],
         "precision": gate.precision,
         "agreement": gate.label_agreement,
         "accuracy": gate.accuracy,
+        "images_per_second": gate.images_per_second,
         "passed": gate.passed,
+        "reason": gate.reason,
     }
 
 

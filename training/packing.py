@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.bundle import (
     CONFORMAL_SETS,
@@ -17,7 +16,6 @@ from model.bundle import (
     REFERENCE,
     REPORT,
     Bundle,
-    EngineGate,
     Manifest,
     OutlierSummary,
     SetsSummary,
@@ -25,32 +23,27 @@ from model.bundle import (
 )
 from model.conformal_sets import ConformalSets
 from model.decision import (
-    Task,
     decide,
 )
 from model.embedding import EmbeddingPart
 from model.engines import Outputs
 from model.engines.openvino_engine import OpenVinoEngine
-from model.engines.torch_engine import TorchEngine
 from model.errors import DataError
 from model.store import ModelStore
 from model.whole_embedding import WholeEmbedding
 from monitoring.outlier import BANK_LIMIT, NEIGHBOURS
 from training.conformal import summarise_sets
 from training.cross_fitting import FOLDS
-from training.deciding import decide_by, is_cross_fitted
-from training.evaluate import Decider, assess, headline_metrics, run_engine
-from training.export import check_exports, export_network, run_network
+from training.deciding import Decided, decide_by, is_cross_fitted, labels_before_flags
+from training.engine_runs import EngineRun, openvino_engine, run_openvino, run_torch
+from training.evaluate import assess, headline_metrics, run_engine
+from training.export import check_exports, export_network, remove_int8, run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
+from training.gates import gives_the_labels, hold_to_torch
 from training.model_card import write_model_card
 from training.reference import outlier_arrays, write_reference
 from training.self_check import GIVEN, check_outlier_score, made_foreign_images
 
-LEAST_LABEL_AGREEMENT = 0.99
-MOST_ACCURACY_LOST = 0.005
-MOST_FLAGGED_ALPHAS = 2  # the flagged share that a gate lets pass, in units of alpha,
-FLAGGED_TOO_OFTEN = 0.001  # unless chance would do it with more than this probability
-TORCH_GATE_IMAGES = 512
 EXPORT_CHECK_IMAGES = 64
 NONE_LABEL_LOSS = 0.01
 LIBRARIES = ("torch", "timm", "openvino", "onnx", "numpy", "pillow", "simplejpeg", "bentoml")
@@ -80,10 +73,9 @@ def pack(
         seal(manifest)
     for name, gate in manifest.engines.items():
         if not gate.passed:
-            say(
-                f"the engine {name} did not pass its gate and is refused: it agrees on"
-                f" {gate.label_agreement:.1%} of the labels and flags {gate.flagged_share:.1%}"
-            )
+            say(f"the engine {name} did not pass its gate and is refused: {gate.reason}")
+    for name, reason in manifest.engines_left_out.items():
+        say(f"the engine {name} is left out: {reason}")
     return store.load(store.find(manifest.tag))
 
 
@@ -104,15 +96,21 @@ def _find_out(
     by_torch = run_network(whole, trained.validation.images)
     first = trained.validation.images[:EXPORT_CHECK_IMAGES]
     check_exports(directory, first, Outputs(*(part[: len(first)] for part in by_torch)))
-    engine, on_validation = _choose_precision(trained, directory, by_torch)
-    say(f"running every split with OpenVINO {engine.precision}")
-    outputs = _run_splits(trained, engine, on_validation, whole.parts)
-    say("calibrating, choosing, tuning, checking")
-    decided = decide_by(trained, outputs)
+    if trained.int8:
+        say("quantising to int8")
+    runs, left_out = run_openvino(trained, directory)
+    outputs, decided = _choose_precision(trained, whole, directory, by_torch, runs, say)
     decider = decided.decider
     if decided.threshold is not None:
         say(decided.threshold.sentence)
-    validation_metrics = assess(decider, on_validation, trained.validation.targets)
+    torch_runs, torch_left_out = run_torch(trained, directory)
+    gates = {
+        its.key: hold_to_torch(its, by_torch, trained.validation, decider)
+        for its in (*runs, *torch_runs)
+    }
+    if "openvino-int8" in gates and not gates["openvino-int8"].passed:
+        remove_int8(directory)
+    validation_metrics = assess(decider, outputs.validation, trained.validation.targets)
     test_metrics = None
     if outputs.test is not None:
         test_metrics = assess(decider, outputs.test, trained.test.targets)
@@ -122,34 +120,36 @@ def _find_out(
         choice=decided.threshold,
         none=decided.none,
         self_check=check_outlier_score(decided.outlier, flags),
-        gates={
-            "openvino": _gate(
-                engine.precision, decider, trained.validation, by_torch, on_validation
-            ),
-            "torch": _torch_gate(decider, trained, directory, by_torch),
-        },
+        gates=gates,
         outputs=outputs,
         test_metrics=test_metrics,
         validation_metrics=validation_metrics,
+        engines_left_out={**left_out, **torch_left_out},
     )
 
 
 def _choose_precision(
-    trained: Trained, directory: Path, by_torch: Outputs
-) -> tuple[OpenVinoEngine, Outputs]:
-    """bfloat16 where it decides as float32 does on validation, else float32."""
-    wanted = _raw_labels(by_torch.logits, trained.task)
-    for precision in ("bf16", "f32"):
-        engine = OpenVinoEngine(directory, threads=0, precision=precision)
-        outputs = run_engine(engine, trained.validation.images)
-        same = _raw_labels(outputs.logits, trained.task) == wanted
-        if same.mean() >= LEAST_LABEL_AGREEMENT:
-            break
-    return engine, outputs
-
-
-def _raw_labels(logits: NDArray[np.float32], task: Task) -> NDArray[Any]:
-    return logits.argmax(axis=1) if task == "single" else logits > 0
+    trained: Trained,
+    whole: WholeEmbedding,
+    directory: Path,
+    by_torch: Outputs,
+    runs: Sequence[EngineRun],
+    say: Callable[[str], None],
+) -> tuple[SplitOutputs, Decided]:
+    """The fastest that passes its gate with decisions fitted to its own outputs, else float32."""
+    exact = next(run for run in runs if run.precision == "f32")
+    for run in runs:
+        # Asked first: it costs seconds, and running every split may take minutes.
+        if run is exact or gives_the_labels(*labels_before_flags(trained, run.outputs, by_torch)):
+            say(f"running every split with OpenVINO {run.precision}")
+            engine = openvino_engine(directory, run.precision)
+            outputs = _run_splits(trained, engine, run.outputs, whole.parts)
+            say("calibrating, choosing, tuning, checking")
+            decided = decide_by(trained, outputs)
+            gate = hold_to_torch(run, by_torch, trained.validation, decided.decider)
+            if run is exact or gate.passed:
+                break
+    return outputs, decided
 
 
 def _run_splits(
@@ -178,67 +178,6 @@ def _of_the_domain(trained: Trained) -> Rows:
         return trained.fit
     labelled = np.flatnonzero(trained.fit.targets >= 0)
     return trained.fit if len(labelled) == len(trained.fit) else trained.fit.take(labelled)
-
-
-def _torch_gate(
-    decider: Decider, trained: Trained, directory: Path, by_torch: Outputs
-) -> EngineGate:
-    """Hold the exported weights, as the torch engine loads them, against the trained network."""
-    engine = TorchEngine(
-        directory,
-        trained.architecture,
-        len(trained.classes),
-        trained.input,
-        threads=0,
-        precision="f32",
-    )
-    order = np.random.default_rng(trained.seed).permutation(len(trained.validation))
-    chosen = np.sort(order[:TORCH_GATE_IMAGES])
-    rows = trained.validation.take(chosen)
-    expected = Outputs(by_torch.logits[chosen], by_torch.embedding[chosen])
-    return _gate(engine.precision, decider, rows, expected, run_engine(engine, rows.images))
-
-
-def _gate(
-    precision: str, decider: Decider, rows: Rows, by_torch: Outputs, outputs: Outputs
-) -> EngineGate:
-    """Hold an engine's decisions on validation rows against torch in float32."""
-    expected, given = decider.probabilities(by_torch), decider.probabilities(outputs)
-    labels, torch_labels = (
-        decide(chances, decider.thresholds, decider.classes, decider.task)
-        for chances in (given, expected)
-    )
-    agreement = float(np.mean([a == b for a, b in zip(labels, torch_labels, strict=True)]))
-    accuracy, torch_accuracy = (
-        _share_right(found, rows.targets, decider) for found in (labels, torch_labels)
-    )
-    flags = decider.flags(outputs)
-    return EngineGate(
-        precision=precision,
-        label_agreement=agreement,
-        largest_probability_difference=float(np.abs(given - expected).max()),
-        accuracy=accuracy,
-        flagged_share=float(flags.mean()),
-        passed=agreement >= LEAST_LABEL_AGREEMENT
-        and accuracy >= torch_accuracy - MOST_ACCURACY_LOST
-        and not _flags_too_often(flags, decider),
-    )
-
-
-def _flags_too_often(flags: NDArray[np.bool_], decider: Decider) -> bool:
-    """Whether the share flagged lies over twice alpha by more than chance (binomial test)."""
-    from scipy.stats import binomtest
-
-    if decider.alpha < decider.outlier.smallest_alpha:
-        return False
-    most = min(1.0, MOST_FLAGGED_ALPHAS * decider.alpha)
-    test = binomtest(int(flags.sum()), len(flags), most, alternative="greater")
-    return float(test.pvalue) < FLAGGED_TOO_OFTEN
-
-
-def _share_right(labels: list[list[str]], targets: NDArray[Any], decider: Decider) -> float:
-    truth = decider.label_names(targets)
-    return float(np.mean([a == b for a, b in zip(labels, truth, strict=True)]))
 
 
 def _prediction_sets(trained: Trained, findings: Findings) -> tuple[ConformalSets, SetsSummary]:
@@ -275,6 +214,7 @@ def _manifest(
         threshold_evidence=_threshold_evidence(trained, findings),
         outlier=_outlier_summary(trained, findings),
         engines=findings.gates,
+        engines_left_out=dict(findings.engines_left_out),
         metrics=headline_metrics(metrics),
         metrics_split="validation" if findings.test_metrics is None else "test",
         prediction_sets=prediction_sets,

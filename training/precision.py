@@ -79,12 +79,13 @@ def _worth_timing(device: torch.device) -> list[Precision]:
 
     fp16 needs its gradients scaled and gains nothing over bf16 where that is there: by name alone.
     """
-    emulated = device.type == "cpu" and not _has_bf16()
+    emulated = device.type == "cpu" and not has_bf16()
     left_out = {torch.float16, torch.bfloat16} if emulated else {torch.float16}
     return [one for one in PRECISIONS if one.dtype not in left_out]
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
+    """Whether this processor computes in bfloat16 itself."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

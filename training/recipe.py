@@ -22,6 +22,7 @@ from training.baselines import (
 from training.callbacks import Callback
 from training.checkpoint import Checkpoint, checkpoint_key, epochs_in
 from training.diagnosis import diagnose, no_better, turning_epoch
+from training.export import check_int8
 from training.findings import Rows, Trained
 from training.fine_tuning import (
     LINEAR_HEAD_KEPT,
@@ -77,6 +78,8 @@ def run_training(
     the others return None.
     """
     check_name(request.name)
+    if request.int8:
+        check_int8()
     with training_together(str(request.knobs.get("device", "auto"))) as world:
         if not world.is_first:
             _take_part(request, store, world)
@@ -144,6 +147,7 @@ def _register(
             "none_loss": request.none_loss,
             **_threshold_settings(prepared, request),
             "clean": None if request.clean is None else _place(request.clean),
+            "int8": request.int8,
         },
         curves={**_curves(history), "diagnosis": sentences},
         alpha=request.alpha,
@@ -159,6 +163,7 @@ def _register(
             split.value: image_sizes(source, splits[split].names)
             for split in (Split.VALIDATION, Split.TEST)
         },
+        int8=request.int8,
     )
     bundle = pack(trained, store, say)
     for checkpoint in (_checkpoint_path(store, request.name, its) for its in (False, True)):

@@ -54,11 +54,10 @@ class TrainRequest:
     keep_fine_tuned: bool = False  # also where the linear head is better
     retrain_to_overfit_point: bool = False
     track: TrackerName = "tensorboard"
-    objective: str | None = (
-        None  # of thresholds, multi-label; None: macro_f1, or cost with a matrix
-    )
+    objective: str | None = None  # of multi-label thresholds; None: macro_f1, or cost
     cost_matrix: str | None = None  # CSV of what mistakes cost, by class
     per_class_thresholds: bool | None = None  # where they are surely better; None: yes
+    int8: bool = False  # export in int8, too
 
 
 def open_request(request: TrainRequest, home: Path, *, for_training: bool = True) -> Source:

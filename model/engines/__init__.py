@@ -6,12 +6,13 @@ without torch installed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.bundle import Bundle
+from model.bundle import Bundle, Manifest
 from model.engine_names import EngineName
 from model.errors import EngineError
 
@@ -39,14 +40,15 @@ def load_engine(
 ) -> Engine:
     """Load the network of a bundle into an engine.
 
-    `precision` None takes what the bundle's gate decided for that engine. Raises `EngineError`
-    when the engine is not installed, its gate failed, or it refuses the network.
+    `precision` None takes the fastest that passed its gate, as measured when the bundle was
+    packed, of those that this processor computes itself. Raises `EngineError` when the engine is
+    not installed, the gate failed, or the engine refuses the network.
     """
-    chosen = precision or _gated_precision(name, bundle)
     try:
         if name == "openvino":
-            from model.engines.openvino_engine import OpenVinoEngine
+            from model.engines.openvino_engine import OpenVinoEngine, native_precisions
 
+            chosen = gated_precision(name, bundle.manifest, precision, native_precisions())
             return OpenVinoEngine(bundle.directory, threads=threads, precision=chosen)
         if name == "torch":
             from model.engines.torch_engine import TorchEngine
@@ -57,7 +59,7 @@ def load_engine(
                 len(bundle.manifest.classes),
                 bundle.manifest.input,
                 threads=threads,
-                precision=chosen,
+                precision=gated_precision(name, bundle.manifest, precision),
                 all_layers=bool(bundle.manifest.embedding_parts),
             )
     except ImportError as error:
@@ -68,12 +70,32 @@ def load_engine(
     raise EngineError(f"there is no engine {name!r}; valid are 'openvino' and 'torch'")
 
 
-def _gated_precision(name: str, bundle: Bundle) -> str:
-    gate = bundle.manifest.engines.get(name)
-    if gate is None or not gate.passed:
-        passed = [engine for engine, its in bundle.manifest.engines.items() if its.passed]
-        raise EngineError(
-            f"{bundle.manifest.tag} did not pass the gate of the engine {name!r};"
-            f" it passed for: {', '.join(passed) or 'none'}"
-        )
-    return gate.precision
+def gated_precision(
+    name: str, manifest: Manifest, wanted: str | None, native: Collection[str] | None = None
+) -> str:
+    """The precision to run an engine in: the one wanted, or the fastest, of those that passed.
+
+    `native` are those that the processor at hand computes itself, None all of them; others are
+    taken only where they are wanted by name, or nothing else passed. Raises `EngineError`.
+    """
+    gates = manifest.gates_of(name)
+    passed = [gate for gate in gates if gate.passed and wanted in (None, gate.precision)]
+    if not passed:
+        raise EngineError(_refusal(name, manifest, wanted))
+    here = [gate for gate in passed if native is None or gate.precision in native]
+    return max(here or passed, key=lambda gate: gate.images_per_second or 0).precision
+
+
+def _refusal(name: str, manifest: Manifest, wanted: str | None) -> str:
+    key = name if wanted is None else f"{name}-{wanted}"
+    gates = [gate for gate in manifest.gates_of(name) if wanted in (None, gate.precision)]
+    reasons = [gate.reason for gate in gates if gate.reason]
+    reasons += [why for its, why in manifest.engines_left_out.items() if its.startswith(key)]
+    passed = [its for its, gate in manifest.engines.items() if gate.passed]
+    if not gates and not reasons:
+        reasons = ["it was not exported for it; train with --int8" if wanted == "int8" else ""]
+    why = "; ".join(reason for reason in reasons if reason)
+    return (
+        f"{manifest.tag} did not pass the gate of the engine {key!r}{f' ({why})' if why else ''};"
+        f" it passed for: {', '.join(passed) or 'none'}"
+    )

@@ -103,18 +103,29 @@ def test_predict_takes_model_engine_and_alpha_of_the_settings(
         store.promote(tag)
     monkeypatch.setenv("PLUMBLINE_MODEL", "digits")
     monkeypatch.setenv("PLUMBLINE_ENGINE", "torch")
+    monkeypatch.setenv("PLUMBLINE_PRECISION", "bf16")
     monkeypatch.setenv("PLUMBLINE_ALPHA", "0.2")
     seen = []
 
     class StopError(Exception):
         """Ends the command where a network would be needed."""
 
-    def predictor(bundle, engine, *, stage, alpha):
-        seen.extend([bundle.manifest.tag, engine, alpha])
+    def load_engine(name, bundle, *, threads, precision):
+        return name, precision
+
+    def predictor(bundle, engine, *, stage, alpha, augment):
+        seen.extend([bundle.manifest.tag, *engine, alpha, augment])
         raise StopError
 
-    monkeypatch.setattr(predict_module, "load_engine", lambda name, bundle, threads: name)
+    monkeypatch.setattr(predict_module, "load_engine", load_engine)
     monkeypatch.setattr(predict_module, "Predictor", predictor)
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     assert isinstance(run("predict", tmp_path / "image.png").exception, StopError)
-    assert seen == [tags[0], "torch", 0.2]
+    assert seen == [tags[0], "torch", "bf16", 0.2, False]
+
+
+def test_a_service_is_not_asked_for_test_time_augmentation(run, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    done = run("predict", tmp_path / "image.png", "--url", "http://127.0.0.1:1", "--tta")
+    assert done.exit_code == 2
+    assert "--tta and --url" in done.stderr

@@ -91,6 +91,12 @@ def test_a_bundle_that_did_not_pass_with_torch_is_run_by_openvino(bundle):
         assert usable_engine("torch", replace(bundle, manifest=manifest)) == "openvino"
 
 
+@pytest.mark.usefixtures("cuda")
+def test_a_precision_that_torch_did_not_pass_in_is_run_by_openvino(bundle):
+    assert usable_engine("torch", bundle, "f32") == "torch"
+    assert usable_engine("torch", bundle, "int8") == "openvino"
+
+
 def test_the_settings_do_not_import_torch():
     code = "import sys; from service.settings import ServiceSettings as S; S(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,13 +15,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.bundle import ONNX, OPENVINO, OUTLIER, REFERENCE, REPORT, save_arrays, writing
-from model.errors import BundleError
+from model.bundle import INT8, ONNX, OPENVINO, OUTLIER, REFERENCE, REPORT, save_arrays, writing
+from model.errors import BundleError, EngineError
 from model.images import InputSpec
-from model.network import Network, create_network
+from model.network import create_network
+from model.settings import ModelSettings
+from model.store import ModelStore
+from model.whole_embedding import WholeEmbedding
 from monitoring.outlier import RECORD_COMPONENTS
 from monitoring.records import Record, write_records
-from training.export import check_exports, export_network, run_network, write_openvino
+from training.export import (
+    check_exports,
+    export_network,
+    remove_int8,
+    run_network,
+    write_int8,
+    write_openvino,
+)
 from training.report import write_report
 from training.report_data import ReportData
 
@@ -29,8 +42,8 @@ needs_a_full_disk = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/ful
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
-    return create_network("small-resnet", 3, SPEC, seed=0)
+def network() -> WholeEmbedding:
+    return WholeEmbedding(create_network("small-resnet", 3, SPEC, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +146,58 @@ def test_a_disk_that_ends_at_the_report_leaves_nothing(tmp_path):
         with largest_file(2**10):
             write_report(partial / REPORT, report)
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED_WHILE_QUANTISING = """
+import os, signal, shutil, sys
+from pathlib import Path
+import numpy as np
+from model.settings import ModelSettings
+from model.store import ModelStore
+from training.export import write_int8
+import nncf
+
+class Dataset(nncf.Dataset):
+    def get_inference_data(self, *arguments):
+        for number, batch in enumerate(super().get_inference_data(*arguments)):
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+nncf.Dataset = Dataset
+store = ModelStore(ModelSettings(home=Path(sys.argv[1])))
+with store.registering("shapes") as (_, directory, seal):
+    for path in Path(sys.argv[2]).glob("network.*"):
+        shutil.copy(path, directory)
+    write_int8(directory, np.zeros((60, 28, 28, 3), np.uint8))
+"""
+
+
+def test_a_training_killed_while_it_quantises_leaves_no_version(exported, tmp_path):
+    command = [sys.executable, "-c", KILLED_WHILE_QUANTISING, str(tmp_path), str(exported)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = tmp_path / "bentoml" / "models" / "shapes"
+    assert [path.name[0] for path in folder.iterdir()] == ["."]  # half, under no version's name
+    store = ModelStore(ModelSettings(home=tmp_path))
+    assert store.versions() == []
+    with pytest.raises(KeyboardInterrupt), store.registering("shapes"):  # sweeps it away
+        raise KeyboardInterrupt
+    assert list(folder.iterdir()) == []
+    store.state.dispose()
+
+
+def test_what_cannot_be_quantised_is_an_error_that_says_so(tmp_path):
+    (tmp_path / OPENVINO).write_text("no graph")
+    with pytest.raises(EngineError, match="nncf cannot quantise the network"):
+        write_int8(tmp_path, np.zeros((10, 28, 28, 3), np.uint8))
+
+
+def test_removing_the_int8_graph_leaves_the_others(exported, tmp_path):
+    for path in exported.iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / INT8).write_text("graph")
+    (tmp_path / INT8).with_suffix(".bin").write_text("weights")
+    remove_int8(tmp_path)
+    remove_int8(tmp_path)
+    assert {its.name for its in tmp_path.iterdir()} == {its.name for its in exported.iterdir()}

@@ -1,34 +1,28 @@
-"""Packing: the gates of the engines, and streams that say what decisions say."""
+"""Packing: what the manifest says of thresholds, and what the outlier bank is made of."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
 
-from model.bundle import NETWORK, DataSummary
+from model.bundle import DataSummary
 from model.decision import Calibration, Thresholds, decide, probabilities
 from model.engines import Outputs
 from model.errors import DataError
 from model.images import InputSpec
-from model.network import create_network, weights_of
-from monitoring.outlier import OutlierModel
+from model.network import create_network
+from model.whole_embedding import WholeEmbedding
+from monitoring.outlier import KNN_AND_VIM, OutlierModel
+from training.deciding import _calibrate, _tune
 from training.evaluate import Decider
 from training.export import run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.objectives import Cost, FScore, Target
-from training.packing import (
-    _calibrate_and_tune,
-    _flags_too_often,
-    _gate,
-    _prediction_sets,
-    _threshold_evidence,
-    _torch_gate,
-)
+from training.outlier_choice import PENULTIMATE, Candidate
+from training.packing import _prediction_sets, _threshold_evidence
 from training.self_check import SelfCheck
 from training.thresholds import ThresholdChoice, tune_none_threshold
 
@@ -70,14 +64,10 @@ def trained() -> Trained:
 
 
 @pytest.fixture(scope="module")
-def by_torch(trained: Trained) -> Outputs:
-    return run_network(trained.network, trained.validation.images)
-
-
-@pytest.fixture(scope="module")
 def decider(trained: Trained) -> Decider:
     fit, calibration = (
-        run_network(trained.network, rows.images) for rows in (trained.fit, trained.calibration)
+        run_network(WholeEmbedding(trained.network), rows.images)
+        for rows in (trained.fit, trained.calibration)
     )
     outlier = OutlierModel.fit(fit.embedding, fit.logits)
     return Decider(
@@ -90,58 +80,16 @@ def decider(trained: Trained) -> Decider:
     )
 
 
-def test_the_torch_gate_runs_the_exported_weights(
-    trained: Trained, by_torch: Outputs, decider: Decider, tmp_path: Path
-) -> None:
-    save_file(weights_of(trained.network), tmp_path / NETWORK)
-    gate = _torch_gate(decider, trained, tmp_path, by_torch)
-    assert gate.passed
-    assert gate.label_agreement == 1
-    other = create_network("small-resnet", 3, SPEC, seed=1)
-    save_file(weights_of(other), tmp_path / NETWORK)
-    gate = _torch_gate(decider, trained, tmp_path, by_torch)
-    assert not gate.passed
-    assert gate.largest_probability_difference > 0.001
-
-
-def test_a_gate_refuses_an_engine_that_flags_far_too_often(
-    trained: Trained, by_torch: Outputs, decider: Decider
-) -> None:
-    # The same labels from embeddings that lie elsewhere.
-    moved = Outputs(by_torch.logits, by_torch.embedding + 50)
-    right, wrong = (
-        _gate("f32", decider, trained.validation, by_torch, outputs)
-        for outputs in (by_torch, moved)
-    )
-    assert right.passed
-    assert wrong.label_agreement == 1
-    assert wrong.flagged_share == 1
-    assert not wrong.passed
-
-
-def flags(count: int, of: int = 400) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.arange(of) < count
-
-
-def test_the_flagged_share_may_be_twice_alpha_and_chance_more(decider: Decider) -> None:
-    assert not _flags_too_often(flags(16), decider)  # 4 %: twice alpha
-    assert not _flags_too_often(flags(26), decider)  # more than 26 of 400 by chance: 0.7 %
-    assert _flags_too_often(flags(40), decider)
-
-
-def test_an_alpha_that_cannot_flag_is_not_held_to_a_rate(decider: Decider) -> None:
-    assert not _flags_too_often(flags(400), replace(decider, alpha=0.001))
-
-
 def findings(decider: Decider, logits: np.ndarray, choice: ThresholdChoice | None) -> Findings:
     nothing = Rows(np.zeros((0, 28, 28, 3), np.uint8), np.zeros(0, np.int64))
     outputs = Outputs(logits, np.zeros((len(logits), 2), np.float32))
     return Findings(
         decider=decider,
         choice=choice,
-        self_check=SelfCheck((), True, ""),
+        none=None,
+        self_check=SelfCheck((), True, "", Candidate(PENULTIMATE, KNN_AND_VIM, {}), ()),
         gates={},
-        outputs=SplitOutputs(nothing, outputs, outputs, outputs, None),
+        outputs=SplitOutputs(nothing, outputs, outputs, outputs, None, {}, ()),
         test_metrics=None,
         validation_metrics={},
     )
@@ -179,9 +127,9 @@ def tuned(
     images = np.zeros((len(targets), 28, 28, 3), np.uint8)
     its = replace(trained, task="multi", validation=Rows(images, targets), **changes)
     outputs = Outputs(logits.astype(np.float32), np.zeros((len(targets), 2), np.float32))
-    calibration, thresholds, choice = _calibrate_and_tune(its, outputs)
-    assert choice is not None
-    return calibration, thresholds, choice
+    calibration = _calibrate(its, outputs)
+    choice = _tune(its, probabilities(outputs.logits, calibration, "multi"))
+    return calibration, choice.to_thresholds(), choice
 
 
 @pytest.mark.parametrize("value", [0, 1])
