@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monitoring.outlier import OutlierModel
+from monitoring.outlier import KNN_AND_VIM, OutlierModel
 from training.cross_fitting import can_cross_fit, cross_fitted_scores
 from training.fine_tuning import fit_head
 
@@ -18,6 +18,19 @@ def embeddings(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     targets = random.integers(0, CLASSES, count)
     return (centers[targets] + random.normal(0, 1, (count, 40))).astype(np.float32), targets
+
+
+def cross_fitted(embedding: np.ndarray, targets: np.ndarray, seed: int) -> np.ndarray:
+    return cross_fitted_scores(
+        embedding,
+        targets,
+        penultimate=slice(None),
+        like=OutlierModel.fit(embedding, embedding[:, :CLASSES]),
+        detector=KNN_AND_VIM,
+        class_count=CLASSES,
+        task="single",
+        seed=seed,
+    )
 
 
 def test_only_too_few_images_are_cross_fitted_and_not_hardly_any() -> None:
@@ -36,7 +49,7 @@ def test_the_flag_rate_on_new_images_is_that_asked_for() -> None:
         weight, bias = head.weight.numpy(), head.bias.numpy()
         model = OutlierModel.fit(fit, fit @ weight.T + bias)
         new_scores = model.score(new, new @ weight.T + bias)[0]
-        scores = cross_fitted_scores(fit, targets, class_count=CLASSES, task="single", seed=seed)
+        scores = cross_fitted(fit, targets, seed)
         flagged.append((model.calibrated(scores).p_value(new_scores) <= 0.05).mean())
         own = model.score(fit, fit @ weight.T + bias)[0]
         naive.append((model.calibrated(own).p_value(new_scores) <= 0.05).mean())
@@ -47,5 +60,5 @@ def test_the_flag_rate_on_new_images_is_that_asked_for() -> None:
 def test_scores_stand_in_the_order_of_the_rows() -> None:
     fit, targets = embeddings(100, 0)
     fit[17] += 30  # far from everything
-    scores = cross_fitted_scores(fit, targets, class_count=CLASSES, task="single", seed=0)
+    scores = cross_fitted(fit, targets, 0)
     assert scores.argmax() == 17
