@@ -11,8 +11,8 @@ which the calibration images, and a new one at its worst, keep the promise: conf
 (Angelopoulos et al. 2024) of the share of true labels missed. With one label per image it is split
 conformal prediction with the score 1 - p (Sadinle et al. 2019), the one with the smallest sets on
 average. It needs no random numbers, so an image gets the same set each time; adaptive sets
-(Romano et al. 2020) follow hard images better, but without random numbers they cover far more
-than was asked for.
+(Romano et al. 2020) follow hard images better, but are larger, and without random numbers several
+times as large.
 
 An empty set means that no class is probable enough for this coverage. A coverage under the share
 of images that the model gets right cannot be met otherwise: it is the least sure images that are

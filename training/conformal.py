@@ -122,8 +122,9 @@ def _statement(sets: ConformalSets, task: Task) -> str:
     count = sets.image_count
     if not count:
         return "No calibration image has a label, so no coverage can be promised."
-    told = f"{count} calibration images with a label: up to {sets.highest_coverage:g} can be asked."
-    if task == "multi" or sets.highest_coverage < _TOLD_AT:
+    highest = sets.highest_coverage
+    told = f"{count} calibration images with a label: up to {highest:g} can be asked for."
+    if task == "multi" or highest < _TOLD_AT:
         return told
     low, high = _range_of_one_split(count, _TOLD_AT)
     return (
