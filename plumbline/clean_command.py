@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from model.errors import SettingsError
 from plumbline.output import open_store, print_json, say
 from plumbline.training_options import data_options, take_columns
+
+if TYPE_CHECKING:
+    from model.decision import Task
 
 
 @click.command()
@@ -35,7 +38,7 @@ from plumbline.training_options import data_options, take_columns
 def clean(
     version: str | None,
     data: str | None,
-    task: str | None,
+    task: Task | None,
     split: str,
     seed: int,
     out: Path,

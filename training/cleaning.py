@@ -136,7 +136,8 @@ def _as_action(labels: Labels, task: Task) -> str:
     if not labels:
         return NONE
     cell = labels_to_cell(labels, task)
-    return LABEL + cell if cell in (KEEP, DELETE, NONE) else cell
+    is_word = cell in (KEEP, DELETE, NONE) or cell.startswith(LABEL)
+    return LABEL + cell if is_word else cell
 
 
 # --- reading -------------------------------------------------------------------------------
@@ -274,12 +275,13 @@ class _Actions:
             return word
         if word == NONE and NONE not in self.classes:
             return ()
-        plain = unescape(word)
-        for text in (word, plain, plain.removeprefix(LABEL)):
-            names = self._parted(text)
-            unknown = [name for name in names if name not in self.classes]
-            if names and not unknown:
-                return tuple(sorted(dict.fromkeys(names), key=lambda name: self.classes[name]))
+        # What was copied from the list is behind an apostrophe where it has to be, and then exact.
+        for given in (unescape(cell), cell, unescape(word), word):
+            for text in (given.removeprefix(LABEL), given):
+                names = self._parted(text)
+                unknown = [name for name in names if name not in self.classes]
+                if names and not unknown:
+                    return tuple(sorted(dict.fromkeys(names), key=lambda name: self.classes[name]))
         raise DataError(
             f"{where}: the action {cell!r} is neither {KEEP} nor {DELETE} nor {NONE} nor a class of"
             f" the data ({some(unknown)} is none); valid classes are {some(list(self.classes))}"

@@ -69,7 +69,7 @@ def last_feature_map(network: Network, image: Pixels) -> nn.Module:
     ran: list[tuple[nn.Module, bool]] = []
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        ran.append((module, _has_places(output)))
+        ran.append((module, _has_places(network, output, image.shape[1])))
 
     handles = [
         module.register_forward_hook(note)
@@ -92,8 +92,12 @@ def last_feature_map(network: Network, image: Pixels) -> nn.Module:
     return ran[last][0]
 
 
-def _has_places(output: Any) -> bool:
-    return isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[1:]) > 1
+def _has_places(network: Network, output: Any, side: int) -> bool:
+    """Whether this is a map of square images: attention gives tables that look a little like one."""
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        return False
+    height, width = output.shape[1:3] if _is_channels_last(network) else output.shape[2:]
+    return height == width and 1 < height <= side / 2
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -127,9 +131,12 @@ def _of_batch(
 
 
 def _channels_first(network: Network, features: Tensor) -> Tensor:
-    """timm says of bodies that work channels last, such as Swin's."""
-    is_last = getattr(network.body, "output_fmt", "NCHW") == "NHWC"
-    return features.permute(0, 3, 1, 2) if is_last else features
+    return features.permute(0, 3, 1, 2) if _is_channels_last(network) else features
+
+
+def _is_channels_last(network: Network) -> bool:
+    """timm says so of bodies that work in this layout, such as Swin's."""
+    return getattr(network.body, "output_fmt", "NCHW") == "NHWC"
 
 
 def overlay(image: Pixels, heat: NDArray[np.float32]) -> Pixels:

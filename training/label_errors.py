@@ -75,7 +75,7 @@ def _of_several_labels(table: Array, targets: Array) -> list[LabelError]:
     from cleanlab.multilabel_classification.filter import find_label_issues
     from cleanlab.multilabel_classification.rank import get_label_quality_scores
 
-    if len(table) < 2:
+    if len(table) < 2 or targets.min() == targets.max():
         return []
     labels = [np.flatnonzero(row).tolist() for row in targets]
     with warnings.catch_warnings(action="ignore"):  # of classes with few rows, told elsewhere

@@ -60,6 +60,8 @@ def find_slices(properties: Mapping[str, Array], right: Array, bins: int = BINS)
     (0.0, 0.19, 0.0, True, 5)
     """
     right = np.asarray(right, bool)
+    if not len(right):
+        return []
     members = [
         (name, values, inside)
         for name, values in properties.items()
