@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.bundle import OUTLIER, Manifest, Metric
+from model.bundle import OUTLIER, Bundle, Manifest, Metric
 from model.decision import Calibration, Task, Thresholds, probabilities
 from model.engines import Engine, Outputs, load_engine
 from model.errors import DataError
@@ -126,15 +126,48 @@ def evaluate_version(
     data: str,
     split: str | None = None,
     *,
+    tta: bool = False,
+    **reading: Any,
+) -> dict[str, Any]:
+    """Measure a version with the engine that serves it; see `open_version` for what is measured.
+
+    `tta` adds the same figures under `tta`, of the mean over several views of each image.
+    """
+    opened = open_version(store, reference, data, split, **reading)
+    manifest, decider, images = opened.bundle.manifest, opened.decider, opened.images
+    engine = load_engine("openvino", opened.bundle, threads=0)
+    outputs = run_engine(engine, images)
+    found = {"split": opened.split, **assess(decider, outputs, opened.targets)}
+    if tta:
+        mirror = means_the_same_mirrored(manifest.training)
+        chances = augmented_probabilities(engine, decider, images, outputs, mirror=mirror)
+        found["tta"] = assess(decider, outputs, opened.targets, chances)
+    return found
+
+
+@dataclass(frozen=True)
+class OpenedVersion:
+    """A version and what it is to be measured on; targets are in the order of its classes."""
+
+    bundle: Bundle
+    decider: Decider
+    split: str
+    images: Pixels
+    targets: NDArray[Any]
+
+
+def open_version(
+    store: ModelStore,
+    reference: str,
+    data: str,
+    split: str | None = None,
+    *,
     delimiter: str = " ",
     skip_bad: bool = False,
     pattern: str | None = None,
     columns: Columns | None = None,
-    tta: bool = False,
-) -> dict[str, Any]:
-    """Measure a version with the engine that serves it; `split` is test, valid or all.
-
-    `tta` adds the same figures under `tta`, of the mean over several views of each image.
+) -> OpenedVersion:
+    """A version and the rows of one `split` of the data: test, valid or all.
 
     On the data of its training the rows are dealt to splits as then, so that test rows stay test
     rows, and `split` None means test. On other data it means all. Raises `DataError` for classes
@@ -166,14 +199,7 @@ def evaluate_version(
         OutlierModel.from_arrays(bundle.arrays(OUTLIER)),
         manifest.outlier.alpha,
     )
-    engine = load_engine("openvino", bundle, threads=0)
-    outputs = run_engine(engine, images)
-    found = {"split": split, **assess(decider, outputs, in_order)}
-    if tta:
-        mirror = means_the_same_mirrored(manifest.training)
-        chances = augmented_probabilities(engine, decider, images, outputs, mirror=mirror)
-        found["tta"] = assess(decider, outputs, in_order, chances)
-    return found
+    return OpenedVersion(bundle, decider, split, images, in_order)
 
 
 def _split_to_use(asked: str | None, fingerprint: str, manifest: Manifest, data: str) -> str:
