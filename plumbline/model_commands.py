@@ -12,6 +12,7 @@ from model.settings import ModelSettings, read_settings
 from plumbline.output import open_store, print_json, print_table
 
 if TYPE_CHECKING:
+    from model.bundle import EngineGate
     from model.store import Version
 
 
@@ -45,6 +46,23 @@ def show_model(version: str) -> None:
     click.echo(bundle.manifest.model_dump_json(indent=1))
 
 
+@models.command("engines")
+@click.argument("version")
+@click.option("--json", "as_json", is_flag=True)
+def show_engines(version: str, as_json: bool) -> None:
+    """Show what each engine of a VERSION did at its gate, and why others are refused."""
+    store = open_store()
+    manifest = store.load(store.find(version)).manifest
+    if as_json:
+        gates = {key: gate.model_dump() for key, gate in manifest.engines.items()}
+        print_json({"engines": gates, "left_out": manifest.engines_left_out})
+        return
+    rows = [_engine_row(key, gate) for key, gate in manifest.engines.items()]
+    rows += [(key, *[""] * 6, f"left out: {why}") for key, why in manifest.engines_left_out.items()]
+    columns = ("engine", "same labels", "accuracy", "lost (95 %)", "ECE", "flagged", "images/s", "")
+    print_table(f"{manifest.tag} on validation images, beside torch in float32", columns, rows)
+
+
 @models.command("verify")
 @click.argument("version")
 def verify_model(version: str) -> None:
@@ -57,6 +75,21 @@ def verify_model(version: str) -> None:
         click.echo(f"not intact: {error}")
         sys.exit(1)
     click.echo(f"{found.tag} is intact")
+
+
+def _engine_row(key: str, gate: EngineGate) -> tuple[str, ...]:
+    lost, speed = gate.accuracy_lost, gate.images_per_second
+    interval = "" if lost is None else f"{lost.low:+.2%} to {lost.high:+.2%}"
+    return (
+        f"{key} {gate.precision}" if "-" not in key else key,  # the former of schema 1
+        f"{gate.label_agreement:.2%}",
+        f"{gate.accuracy:.4f}",
+        interval,
+        "" if gate.ece is None else f"{gate.ece:.4f}",
+        f"{gate.flagged_share:.2%}",
+        "" if speed is None else f"{speed:,.0f}",
+        "passed" if gate.passed else f"refused: {gate.reason}",
+    )
 
 
 def _version_row(version: Version) -> dict[str, Any]:

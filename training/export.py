@@ -86,6 +86,8 @@ def write_int8(directory: Path, images: Pixels) -> None:
         copy_rows(images, slice(start, min(start + _INT8_BATCH, rows)))
         for start in range(0, rows, _INT8_BATCH)
     ]
+    # Of a machine without a GPU torch says, when nncf loads its parts for CUDA, that it has none.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with redirect_stdout(StringIO()):  # where its log and progress go, and a version is printed
         import nncf  # takes seconds, and imports torch
 

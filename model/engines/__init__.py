@@ -89,13 +89,15 @@ def gated_precision(
 def _refusal(name: str, manifest: Manifest, wanted: str | None) -> str:
     key = name if wanted is None else f"{name}-{wanted}"
     gates = [gate for gate in manifest.gates_of(name) if wanted in (None, gate.precision)]
-    reasons = [gate.reason for gate in gates if gate.reason]
-    reasons += [why for its, why in manifest.engines_left_out.items() if its.startswith(key)]
+    reasons = [
+        *(gate.reason for gate in gates if gate.reason),
+        *(why for left_out, why in manifest.engines_left_out.items() if left_out.startswith(key)),
+    ]
+    if not gates and not reasons and wanted == "int8":
+        reasons = ["it was trained without --int8"]
+    why = f" ({'; '.join(reasons)})" if reasons else ""
     passed = [its for its, gate in manifest.engines.items() if gate.passed]
-    if not gates and not reasons:
-        reasons = ["it was not exported for it; train with --int8" if wanted == "int8" else ""]
-    why = "; ".join(reason for reason in reasons if reason)
     return (
-        f"{manifest.tag} did not pass the gate of the engine {key!r}{f' ({why})' if why else ''};"
+        f"{manifest.tag} did not pass the gate of the engine {key!r}{why};"
         f" it passed for: {', '.join(passed) or 'none'}"
     )

@@ -16,6 +16,13 @@ from training.evaluate import (
     _refuse_unmeasurable,
     _split_to_use,
     assess,
+from plumbline.evaluate_command import _rows
+from training.evaluate import (
+    Decider,
+    _split_to_use,
+    _to_classes_of,
+    assess,
+    augmented_probabilities,
     evaluate_version,
 )
 
@@ -99,21 +106,68 @@ def test_so_are_data_with_several_labels(classes, targets, by_the_model, make_ma
     assert in_order.tolist() == by_the_model
 
 
+def decider_of(outputs):
+    outlier = OutlierModel.fit(outputs.embedding, outputs.logits)
+    return Decider(
+        task="single",
+        classes=("circle", "square", "star"),
+        calibration=Calibration(method="temperature"),
+        thresholds=Thresholds(objective="most probable class"),
+        outlier=outlier.calibrated(outlier.score(*outputs[::-1])[0]),
+        alpha=0.01,
+    )
+
+
+class Corner:
+    """An engine whose logits are the first pixel, so that every view has its own."""
+
+    def run(self, images):
+        logits = images[:, 0, 0].astype(np.float32) / 64
+        return Outputs(logits, np.tile(logits, (1, 3)))
+
+
+@pytest.mark.parametrize(("mirror", "seen"), [(False, 3), (True, 6)])
+def test_augmented_probabilities_are_a_mean_over_views(mirror, seen):
+    images = np.random.default_rng(0).integers(0, 256, (100, 28, 28, 3), np.uint8)
+    outputs = Corner().run(images)
+    decider = decider_of(outputs)
+    found = augmented_probabilities(Corner(), decider, images, outputs, mirror=mirror)
+    pixels = [images[:, 0, 0], images[:, 1, 1]]  # as it is, moved up and left
+    pixels.append(images[:, 1, 1])  # moved down and right: reflected at the edge
+    weights = [0.5, 0.25, 0.25]
+    if mirror:
+        pixels += [images[:, 0, -1], images[:, 1, -2], images[:, 1, -2]]
+        weights = [its / 2 for its in weights * 2]
+    logits = [its.astype(np.float32) / 64 for its in pixels]
+    chances = [decider.probabilities(Outputs(its, outputs.embedding)) for its in logits]
+    assert len(chances) == seen
+    assert np.allclose(found, np.average(chances, axis=0, weights=weights), atol=1e-6)
+
+
+def test_the_flag_keeps_to_the_image_as_it_is():
+    images = np.random.default_rng(0).integers(0, 256, (100, 28, 28, 3), np.uint8)
+    outputs, targets = Corner().run(images), np.arange(100) % 3
+    decider = decider_of(outputs)
+    chances = augmented_probabilities(Corner(), decider, images, outputs, mirror=True)
+    plain, mean = (assess(decider, outputs, targets, its) for its in (None, chances))
+    assert plain["flagged_rate"] == mean["flagged_rate"]
+    assert plain["brier"] != mean["brier"]
+
+
+def test_figures_with_augmentation_stand_beside_those_without():
+    plain = {"accuracy": 0.9, "map": None, "intervals": {"accuracy": [0.8, 0.95]}}
+    mean = {"accuracy": 0.91, "map": None, "intervals": {}}
+    assert _rows(plain) == [("accuracy", "0.9000", "0.8000 to 0.9500")]
+    both = [("accuracy", "0.9000", "0.8000 to 0.9500", "0.9100", "")]
+    assert _rows({**plain, "tta": mean}) == both
+
+
 @pytest.mark.parametrize("only", [[2], [0, 2]])
 def test_a_perfect_model_is_perfect_on_some_of_its_classes(only):
     rng = np.random.default_rng(0)
     targets = rng.choice(only, 100)
     logits = (10 * np.eye(3)[targets] + rng.normal(0, 0.1, (100, 3))).astype(np.float32)
     outputs = Outputs(logits, rng.normal(size=(100, 8)).astype(np.float32))
-    outlier = OutlierModel.fit(outputs.embedding, logits)
-    decider = Decider(
-        task="single",
-        classes=("circle", "square", "star"),
-        calibration=Calibration(method="temperature"),
-        thresholds=Thresholds(objective="most probable class"),
-        outlier=outlier.calibrated(outlier.score(outputs.embedding, logits)[0]),
-        alpha=0.01,
-    )
-    found = assess(decider, outputs, targets)
+    found = assess(decider_of(outputs), outputs, targets)
     assert (found["accuracy"], found["macro_f1"]) == (1.0, 1.0)
     assert "square" in str(found["notes"])

@@ -23,9 +23,22 @@ from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.objectives import Cost, FScore, Target
 from training.outlier_choice import PENULTIMATE, Candidate
 from training.packing import _prediction_sets, _threshold_evidence
+from model.bundle import INT8, DataSummary
+from model.decision import Calibration, Thresholds
+from model.engines import Outputs, load_engine
+from model.errors import EngineError
+from model.images import InputSpec
+from model.network import create_network
+from monitoring.outlier import OutlierModel
+from training import engine_runs, gates
+from training.evaluate import Decider
+from training.export import run_network
+from training.findings import Findings, Rows, SplitOutputs, Trained
+from training.packing import _threshold_evidence, pack
 from training.self_check import SelfCheck
 from training.thresholds import ThresholdChoice, tune_none_threshold
 
+TORCH = ("torch-f32", "torch-bf16")
 CLASSES = ("a", "b", "c")
 SPEC = InputSpec(size=28, crop=1.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 ARGMAX = Thresholds(objective="most probable class")
@@ -78,6 +91,51 @@ def decider(trained: Trained) -> Decider:
         outlier=outlier.calibrated(outlier.score(calibration.embedding, calibration.logits)[0]),
         alpha=trained.alpha,
     )
+
+
+def test_every_engine_is_gated_and_int8_kept_where_it_passed(trained: Trained, store) -> None:
+    told: list[str] = []
+    bundle = pack(replace(trained, int8=True), store, told.append)
+    manifest = bundle.manifest
+    measured = {*manifest.engines, *manifest.engines_left_out}
+    assert measured == {*(f"openvino-{its}" for its in ("f32", "bf16", "int8")), *TORCH}
+    for gate in manifest.engines.values():
+        assert gate.images == 40
+        assert gate.images_per_second > 0
+        assert gate.accuracy_lost is not None
+    assert manifest.engines["torch-f32"].label_agreement == 1
+    assert (INT8 in manifest.files) is manifest.engines["openvino-int8"].passed
+    assert load_engine("openvino", bundle).run(trained.validation.images[:2]).logits.shape == (2, 3)
+
+
+def test_where_every_gate_fails_the_rest_is_fitted_to_float32_and_int8_goes(
+    trained: Trained, store, monkeypatch
+) -> None:
+    monkeypatch.setattr(gates, "FEW_OTHER_LABELS", -1)
+    monkeypatch.setattr(gates, "LEAST_LABEL_AGREEMENT", 1.1)
+    told: list[str] = []
+    manifest = pack(replace(trained, int8=True), store, told.append).manifest
+    assert not any(gate.passed for gate in manifest.engines.values())
+    assert not [name for name in manifest.files if "int8" in name]
+    assert "running every split with OpenVINO f32" in told
+    assert sum("did not pass its gate and is refused: " in line for line in told) == len(
+        manifest.engines
+    )
+
+
+def test_what_cannot_be_quantised_leaves_the_other_engines(
+    trained: Trained, store, monkeypatch
+) -> None:
+    def fail(directory, images):
+        (directory / INT8).write_text("half")
+        raise EngineError("nncf cannot quantise the network: no")
+
+    monkeypatch.setattr(engine_runs, "write_int8", fail)
+    manifest = pack(replace(trained, int8=True), store).manifest
+    assert manifest.engines_left_out["openvino-int8"] == "nncf cannot quantise the network: no"
+    assert "openvino-int8" not in manifest.engines
+    assert INT8 not in manifest.files
+    assert manifest.engines["openvino-f32"].passed
 
 
 def findings(decider: Decider, logits: np.ndarray, choice: ThresholdChoice | None) -> Findings:
