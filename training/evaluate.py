@@ -245,40 +245,6 @@ def reopen(
     store: ModelStore,
     reference: str,
     data: str | None = None,
-    tta: bool = False,
-    **reading: Any,
-) -> dict[str, Any]:
-    """Measure a version with the engine that serves it; see `open_version` for what is measured.
-
-    `tta` adds the same figures under `tta`, of the mean over several views of each image.
-    """
-    opened = open_version(store, reference, data, split, **reading)
-    manifest, decider, images = opened.bundle.manifest, opened.decider, opened.images
-    engine = load_engine("openvino", opened.bundle, threads=0)
-    outputs = run_engine(engine, images)
-    found = {"split": opened.split, **assess(decider, outputs, opened.targets)}
-    if tta:
-        mirror = means_the_same_mirrored(manifest.training)
-        chances = augmented_probabilities(engine, decider, images, outputs, mirror=mirror)
-        found["tta"] = assess(decider, outputs, opened.targets, chances)
-    return found
-
-
-@dataclass(frozen=True)
-class OpenedVersion:
-    """A version and what it is to be measured on; targets are in the order of its classes."""
-
-    bundle: Bundle
-    decider: Decider
-    split: str
-    images: Pixels
-    targets: NDArray[Any]
-
-
-def open_version(
-    store: ModelStore,
-    reference: str,
-    data: str,
     split: str | None = None,
     *,
     delimiter: str = " ",
@@ -293,13 +259,6 @@ def open_version(
     to splits as then, so that test rows stay test rows, and `split` None means test. On other data
     it means all. Raises `DataError` for data of its training that are gone or changed, classes
     that the version does not know, a split without rows or labels, and a split of other data.
-) -> OpenedVersion:
-    """A version and the rows of one `split` of the data: test, valid or all.
-
-    On the data of its training the rows are dealt to splits as then, so that test rows stay test
-    rows, and `split` None means test. On other data it means all. Raises `DataError` for classes
-    that the version does not know, for a split without rows or labels, and for a split of other
-    data.
     """
     bundle = store.load(store.find(reference))
     manifest = bundle.manifest
@@ -338,17 +297,6 @@ def open_version(
         for name, its in loaded.items()
     }
     return Reopened(bundle, source, splits, split, own)
-    images, targets = _chosen_rows(loaded, split, data)
-    in_order = _to_classes_of(manifest, source.classes, targets)
-    decider = Decider(
-        manifest.task,
-        manifest.classes,
-        manifest.calibration,
-        manifest.thresholds,
-        OutlierModel.from_arrays(bundle.arrays(OUTLIER)),
-        manifest.outlier.alpha,
-    )
-    return OpenedVersion(bundle, decider, split, images, in_order)
 
 
 def is_data_of(manifest: Manifest, source: Source) -> bool:

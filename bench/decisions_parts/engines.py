@@ -40,10 +40,10 @@ from model.store import ModelStore
 from model.views import means_the_same_mirrored
 from training.engine_runs import EngineRun, images_per_second
 from training.evaluate import (
-    OpenedVersion,
+    Reopened,
     assess,
     augmented_probabilities,
-    open_version,
+    reopen,
     run_engine,
 )
 from training.export import INT8_IMAGES, write_int8
@@ -117,12 +117,11 @@ def train(data: str, epochs: int | None, seed: int, home: str) -> str:
 
 def measure(store: ModelStore, version: str, data: str, title: str) -> list[str]:
     """Print the table of one version; gives what is missed."""
-    opened = open_version(store, version, data)
-    manifest = opened.bundle.manifest
+    opened = reopen(store, version, data)
+    manifest, decider, rows = opened.manifest, opened.decider(), rows_of(opened)
     served = f"openvino-{gated_precision('openvino', manifest, None, native_precisions())}"
-    print(f"\n{title}: {manifest.architecture}, {len(opened.images)} {opened.split} images")
+    print(f"\n{title}: {manifest.architecture}, {len(rows)} {opened.split} images")
     print(" | ".join(HEADINGS))
-    rows = Rows(opened.images, opened.targets)
     misses = []
     with tempfile.TemporaryDirectory() as folder:
         directory = with_int8(opened, store, data, Path(folder, "bundle"))
@@ -133,7 +132,7 @@ def measure(store: ModelStore, version: str, data: str, title: str) -> list[str]
                 EngineRun(key, key.partition("-")[2], outputs, speed),
                 by_torch,
                 rows,
-                opened.decider,
+                decider,
             )
             gate = manifest.engines.get(key)
             print(line(f"{key} *" if key == served else key, seen, gate), flush=True)
@@ -146,7 +145,7 @@ def measure(store: ModelStore, version: str, data: str, title: str) -> list[str]
     return misses
 
 
-def with_int8(opened: OpenedVersion, store: ModelStore, data: str, directory: Path) -> Path:
+def with_int8(opened: Reopened, store: ModelStore, data: str, directory: Path) -> Path:
     """The bundle's files, with an int8 graph also where its gate took that away."""
     shutil.copytree(opened.bundle.directory, directory)
     if not (directory / INT8).exists():
@@ -158,7 +157,7 @@ def with_int8(opened: OpenedVersion, store: ModelStore, data: str, directory: Pa
     return directory
 
 
-def open_engine(opened: OpenedVersion, directory: Path, key: str, *, threads: int) -> Engine:
+def open_engine(opened: Reopened, directory: Path, key: str, *, threads: int) -> Engine:
     """An engine by its key in the manifest, whatever its gate said."""
     name, _, precision = key.partition("-")
     if name == "openvino":
@@ -174,11 +173,18 @@ def open_engine(opened: OpenedVersion, directory: Path, key: str, *, threads: in
     )
 
 
-def run(opened: OpenedVersion, directory: Path, key: str) -> tuple[Outputs, float]:
+def rows_of(opened: Reopened) -> Rows:
+    """The test rows."""
+    (part,) = opened.chosen.values()
+    return Rows(part.images, part.targets)
+
+
+def run(opened: Reopened, directory: Path, key: str) -> tuple[Outputs, float]:
     """Outputs on all cores, and images per second on one."""
-    outputs = run_engine(open_engine(opened, directory, key, threads=0), opened.images)
+    images = rows_of(opened).images
+    outputs = run_engine(open_engine(opened, directory, key, threads=0), images)
     threads = torch.get_num_threads()
-    speed = images_per_second(open_engine(opened, directory, key, threads=1), opened.images)
+    speed = images_per_second(open_engine(opened, directory, key, threads=1), images)
     torch.set_num_threads(threads)  # which torch keeps for the whole process
     return outputs, speed
 
@@ -200,14 +206,13 @@ def line(name: str, seen: EngineGate, gate: EngineGate | None) -> str:
     return " | ".join(cells)
 
 
-def with_augmentation(opened: OpenedVersion, engine: Engine, outputs: Outputs) -> str:
+def with_augmentation(opened: Reopened, engine: Engine, outputs: Outputs) -> str:
     """The headline figures with test-time augmentation and without."""
     mirror = means_the_same_mirrored(opened.bundle.manifest.training)
-    chances = augmented_probabilities(engine, opened.decider, opened.images, outputs, mirror=mirror)
-    ways = [
-        assess(opened.decider, outputs, opened.targets, its) for its in (None, np.asarray(chances))
-    ]
-    name = "accuracy" if opened.decider.task == "single" else "macro_f1"
+    rows, decider = rows_of(opened), opened.decider()
+    chances = augmented_probabilities(engine, decider, rows.images, outputs, mirror=mirror)
+    ways = [assess(decider, outputs, rows.targets, its) for its in (None, np.asarray(chances))]
+    name = "accuracy" if decider.task == "single" else "macro_f1"
 
     def told(found: dict[str, Any]) -> str:
         return f"{name} {found[name]:.4f}, ECE {found['ece']:.4f}, none {found['none_rate']:.2%}"

@@ -10,17 +10,12 @@ from model.decision import Calibration, Thresholds
 from model.engines import Outputs
 from model.errors import DataError
 from monitoring.outlier import OutlierModel
+from plumbline.evaluate_command import _rows
 from training.evaluate import (
     Decider,
     _by_classes_of,
     _refuse_unmeasurable,
     _split_to_use,
-    assess,
-from plumbline.evaluate_command import _rows
-from training.evaluate import (
-    Decider,
-    _split_to_use,
-    _to_classes_of,
     assess,
     augmented_probabilities,
     evaluate_version,

@@ -224,7 +224,7 @@ def test_data_that_are_gone_or_changed_are_told(patches: Patches) -> None:
     text = patches.table.read_text()
     try:
         patches.table.write_text(text.replace("l1.png,left,train", "l1.png,left,test"))
-        with pytest.raises(DataError, match="not what it was when patches.*--split all"):
+        with pytest.raises(DataError, match=r"not what it was when patches.*--split all"):
             reopen(patches.store, "patches:latest")
         patches.table.unlink()
         with pytest.raises(DataError, match="are gone; put them back"):

@@ -8,33 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.bundle import DataSummary
+from model.bundle import INT8, DataSummary
 from model.decision import Calibration, Thresholds, decide, probabilities
-from model.engines import Outputs
-from model.errors import DataError
+from model.engines import Outputs, load_engine
+from model.errors import DataError, EngineError
 from model.images import InputSpec
 from model.network import create_network
 from model.whole_embedding import WholeEmbedding
 from monitoring.outlier import KNN_AND_VIM, OutlierModel
+from training import engine_runs, gates
 from training.deciding import _calibrate, _tune
 from training.evaluate import Decider
 from training.export import run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.objectives import Cost, FScore, Target
 from training.outlier_choice import PENULTIMATE, Candidate
-from training.packing import _prediction_sets, _threshold_evidence
-from model.bundle import INT8, DataSummary
-from model.decision import Calibration, Thresholds
-from model.engines import Outputs, load_engine
-from model.errors import EngineError
-from model.images import InputSpec
-from model.network import create_network
-from monitoring.outlier import OutlierModel
-from training import engine_runs, gates
-from training.evaluate import Decider
-from training.export import run_network
-from training.findings import Findings, Rows, SplitOutputs, Trained
-from training.packing import _threshold_evidence, pack
+from training.packing import _prediction_sets, _threshold_evidence, pack
 from training.self_check import SelfCheck
 from training.thresholds import ThresholdChoice, tune_none_threshold
 
