@@ -216,7 +216,7 @@ def _training_arguments(champion: Manifest, learning: Path, delimiter: str) -> l
         *("--delimiter", delimiter, "--json"),
         *_reading_arguments(champion),
         *_threshold_arguments(champion, learning.parent.parent),
-        *(["--none"] if champion.none_allowed and champion.task == "single" else []),
+        *_none_arguments(champion),
         *(["--skip-bad"] if settings.get("skip_bad") else []),
         *(["--intended-use", champion.intended_use] if champion.intended_use else []),
         *(["--int8"] if settings.get("int8") else []),
@@ -239,6 +239,19 @@ def _threshold_arguments(champion: Manifest, folder: Path) -> list[str]:
         arguments += ["--cost-matrix", str(path)]
     if settings.get("per_class_thresholds") is False:
         arguments.append("--no-per-class-thresholds")
+    return arguments
+
+
+def _none_arguments(champion: Manifest) -> list[str]:
+    """How the champion learned to say "none of the classes", and was judged by foreign images."""
+    settings = champion.training
+    arguments = ["--foreign", str(settings["foreign"])] if settings.get("foreign") else []
+    if champion.task == "single":
+        arguments += ["--none"] if champion.none_allowed else []
+        arguments += ["--head", "sigmoid"] if settings.get("head") == "sigmoid" else []
+        for name in ("negatives", "none_loss"):
+            if settings.get(name):
+                arguments += [f"--{name.replace('_', '-')}", str(settings[name])]
     return arguments
 
 

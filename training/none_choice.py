@@ -77,7 +77,10 @@ def choose_none(
     if not len(in_class.best):
         raise DataError("no labelled validation image to tune the threshold on; label some")
     alphas = [share * loss for share in FLAG_SHARES] if alpha is None else [alpha]
-    usable = [one for one in alphas if one >= smallest_alpha] or alphas[:1]
+    # Chance may flag more images in class than a rate says, and more than may be lost.
+    flagged = {one: float((in_class.p_value <= one).mean()) for one in alphas}
+    usable = [one for one in alphas if one >= smallest_alpha and flagged[one] <= loss]
+    usable = usable or alphas[:1]
 
     def gain(one: float) -> float:
         threshold = _largest_threshold(in_class, loss, one)
@@ -138,8 +141,9 @@ def _explain(
     trusted = unlabelled >= LEAST_LOST and float(drawn.std()) <= MOST_SPREAD
     verdict = "Can be trusted:" if trusted else "To be taken with care:"
     seen = ", ".join(f"{100 * share:.0f} % of {kind}" for kind, share in found.items())
+    below = f"below {value:.2f} the answer is none, and" if value else "no probability is too low,"
     sentence = (
-        f"{verdict} below {value:.2f} the answer is none, and the flag is raised at {alpha:.3g};"
+        f"{verdict} {below} the flag is raised at {alpha:.3g};"
         f" together they cost {int(lost.sum())} of {count:,} validation images of the classes"
         f" ({100 * lost.mean():.1f} %, at most {100 * loss:.1f} % allowed)"
         + (f" and find {seen}" if seen else "")

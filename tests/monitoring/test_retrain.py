@@ -36,6 +36,7 @@ from monitoring.retrain import (
     COST_MATRIX,
     Comparison,
     NoNewLabelsError,
+    _none_arguments,
     _threshold_arguments,
     new_labels,
     retrain,
@@ -866,3 +867,15 @@ def test_of_an_older_champion_nothing_is_asked(make_manifest, tmp_path):
     champion = make_manifest(task="multi", training={"epochs": 1})
     assert _threshold_arguments(champion, tmp_path) == []
     assert not list(tmp_path.iterdir())
+
+
+def test_a_retraining_may_say_none_as_the_champion_learned_to(make_manifest):
+    settings = {"negatives": "/others", "foreign": "/far", "none_loss": 0.05, "head": "sigmoid"}
+    single = make_manifest(none_allowed=True, training=settings)
+    assert _none_arguments(single) == [
+        *("--foreign", "/far", "--none", "--head", "sigmoid"),
+        *("--negatives", "/others", "--none-loss", "0.05"),
+    ]
+    several = make_manifest(task="multi", none_allowed=True, training=settings)
+    assert _none_arguments(several) == ["--foreign", "/far"]
+    assert _none_arguments(make_manifest(training={"head": "softmax"})) == []
