@@ -137,6 +137,22 @@ class TestBadTrainingInput:
         assert done.returncode == 2
         assert "model name" in done.stderr
 
+    def test_an_objective_of_several_labels_for_one(self, run_plumbline, tmp_path, few_garments):
+        told = self.refused(run_plumbline, tmp_path, few_garments, "--objective", "macro_f2")
+        assert "--objective: these tune the thresholds of several labels" in told
+
+    def test_a_cost_matrix_of_wrong_shape(self, run_plumbline, tmp_path):
+        (tmp_path / "data").mkdir()
+        for number in range(40):
+            Image.new("RGB", (28, 28), (number, 0, 0)).save(tmp_path / "data" / f"{number}.png")
+        labels = ("cat", "dog", "cat dog", "")
+        rows = "".join(f"{number}.png,{labels[number % 4]}\n" for number in range(40))
+        (tmp_path / "data" / "table.csv").write_text(f"fname,labels\n{rows}")
+        (tmp_path / "costs.csv").write_text("0,1\n1,0\n")
+        table, costs = tmp_path / "data" / "table.csv", tmp_path / "costs.csv"
+        told = self.refused(run_plumbline, tmp_path, table, "--cost-matrix", costs)
+        assert "its first line must be class,false_positive,false_negative" in told
+
     def test_an_unknown_architecture(self, tmp_path, few_garments, monkeypatch):
         # In this process: to know the architectures of timm takes a new one half a minute.
         monkeypatch.setenv("PLUMBLINE_HOME", str(tmp_path))

@@ -20,11 +20,11 @@ HEADER = "class,false_positive,false_negative\n"
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Images with several labels, of cat and dog, none of them on validation."""
+    """Images with several labels, of cat and dog; on validation each has both."""
     lines = ["fname,labels,is_valid"]
     for number in range(40):
         Image.new("RGB", (28, 28), (6 * number, 0, 0)).save(tmp_path / f"{number}.png")
-        labels = ("cat", "dog", "cat dog", "")[number % 4] if number < 24 else ""
+        labels = ("cat", "dog", "cat dog", "")[number % 4] if number < 24 else "cat dog"
         lines.append(f"{number}.png,{labels},{number >= 24}")
     path = tmp_path / "table.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -80,9 +80,9 @@ def test_single_label_takes_no_objective(tmp_path: Path, options, named) -> None
         choose_objective(request, source)
 
 
-def test_validation_without_any_label_is_refused_before_training(
+def test_validation_where_every_label_is_the_same_is_refused_before_training(
     table: Path, store: ModelStore
 ) -> None:
     request = TrainRequest(data=str(table), name="pets", architecture="small-resnet")
-    with pytest.raises(DataError, match="validation images has any label"):
+    with pytest.raises(DataError, match=r"each of the \d+ validation images has every label"):
         prepare_training(request, store, show_progress=False)
