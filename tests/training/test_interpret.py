@@ -224,7 +224,7 @@ def test_data_that_are_gone_or_changed_are_told(patches: Patches) -> None:
     text = patches.table.read_text()
     try:
         patches.table.write_text(text.replace("l1.png,left,train", "l1.png,left,test"))
-        with pytest.raises(DataError, match="not what it was when patches.*--split all"):
+        with pytest.raises(DataError, match=r"not what it was when patches.*--split all"):
             reopen(patches.store, "patches:latest")
         patches.table.unlink()
         with pytest.raises(DataError, match="are gone; put them back"):
@@ -244,6 +244,7 @@ def test_other_data_are_looked_at_whole_with_neighbours_from_training(
     found = interpret_version(patches.store, "patches:latest", str(table))
     assert (found.split, found.own, found.metrics["count"]) == ("all", False, 6)
     assert found.top_losses[0].neighbours
+    assert found.label_checks[0].by.startswith("nobody: where all labels are alike")
     assert any("not the data that patches" in note for note in found.notes)
     assert "no rows of this class" in str(found.metrics["per_class"][RIGHT]["reason"])
     assert Split.TEST in reopen(patches.store, "patches:latest").splits
