@@ -93,7 +93,7 @@ def last_feature_map(network: Network, image: Pixels) -> nn.Module:
 
 
 def _has_places(network: Network, output: Any, side: int) -> bool:
-    """Whether this is a map of square images; tables of attention look a little like one."""
+    """Whether this is a map of square images: tables of attention have four dimensions too."""
     if not isinstance(output, Tensor) or output.ndim != 4:
         return False
     height, width = output.shape[1:3] if _is_channels_last(network) else output.shape[2:]

@@ -23,7 +23,11 @@ from model.formats import read_header
 from model.images import Pixels, properties
 from model.store import ModelStore
 from training.evaluate import Decider, Reopened, assess, joined, reopen, run_engine
-from training.label_errors import find_label_errors, held_out_probabilities
+from training.label_errors import (
+    can_be_judged,
+    find_label_errors,
+    held_out_probabilities,
+)
 from training.loading import LoadedSplit
 from training.mapped import ChosenRows, each_row
 from training.metrics import NONE_COLUMN
@@ -39,6 +43,7 @@ HELD_OUT_PROBABILITIES = (
     "a linear head on the model's embedding, fitted without the fold that it is asked about: the"
     " model's own probabilities would repeat the labels that it learned"
 )
+NOBODY = "nobody: where all labels are alike there is nothing to compare them by"
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -458,6 +463,8 @@ def wrong_labels(
         )
         doubted = wrong_labels_of(decider.classes, decider.task, name.value, rows, chances)
         by = HELD_OUT_PROBABILITIES if learned else OWN_PROBABILITIES
+        if not can_be_judged(rows.targets):
+            by = NOBODY
         checks.append(LabelCheck(name.value, len(rows), len(doubted), by))
         found += doubted
     return sorted(found, key=lambda its: its.score), checks

@@ -62,7 +62,7 @@ def verdict(found: Interpretation) -> str:
     worse = next((its for its in found.slices if its.is_worse), None)
     if worse is not None:
         told.append(
-            f"It is worse where {worse.name} is from {worse.low:.2g} to {worse.high:.2g}:"
+            f"It is worse where {worse.name} is from {worse.low:.3g} to {worse.high:.3g}:"
             f" {percent(worse.accuracy)} right against {percent(worse.others_accuracy)}."
         )
     return " ".join(told)

@@ -48,15 +48,16 @@ def find_label_errors(probabilities: Array, targets: Array, task: Task) -> list[
 
     `probabilities` N x C out of sample, `targets` N class indices, -1 for none (those rows are left
     out), or N x C of 0 and 1. What the model suggests differs from the label in every one.
+    Where all labels are alike there is nothing to compare, and none is found: `can_be_judged`.
     """
+    if not can_be_judged(targets):
+        return []
     table = np.asarray(probabilities, np.float64)
     if task == "multi":
         return _of_several_labels(table, targets)
     rows = np.flatnonzero(targets >= 0)
-    if len(rows) < 2:
-        return []
     table, wanted = table[rows], np.asarray(targets[rows], np.int64)
-    table = table / table.sum(axis=1, keepdims=True)
+    table = table / np.maximum(table.sum(axis=1, keepdims=True), 1e-12)
     from cleanlab.filter import find_label_issues
 
     with warnings.catch_warnings(action="ignore"):  # of classes with few rows, told elsewhere
@@ -71,12 +72,15 @@ def find_label_errors(probabilities: Array, targets: Array, task: Task) -> list[
     ]
 
 
+def can_be_judged(targets: Array) -> bool:
+    """Whether there are labels of more than one kind, which is what they are compared by."""
+    return len(np.unique(targets if targets.ndim == 2 else targets[targets >= 0])) > 1
+
+
 def _of_several_labels(table: Array, targets: Array) -> list[LabelError]:
     from cleanlab.multilabel_classification.filter import find_label_issues
     from cleanlab.multilabel_classification.rank import get_label_quality_scores
 
-    if len(table) < 2 or targets.min() == targets.max():
-        return []
     labels = [np.flatnonzero(row).tolist() for row in targets]
     with warnings.catch_warnings(action="ignore"):  # of classes with few rows, told elsewhere
         ranked = find_label_issues(

@@ -135,12 +135,12 @@ def _figure(value: float | None) -> str:
 
 
 def _short(value: float) -> str:
-    """Two digits for shares, whole numbers for pixels.
+    """Three digits for shares, whole numbers for pixels.
 
     >>> _short(0.0712), _short(640.0)
-    ('0.071', '640')
+    ('0.0712', '640')
     """
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _thousands(value: float) -> str:

@@ -37,7 +37,8 @@ class Watched(Rollout):
         if self.fault is not None:
             raise self.fault
         bundle = self._store.load(version)
-        return SimpleNamespace(bundle=bundle, classes=bundle.manifest.classes)
+        engine = SimpleNamespace(name="openvino", precision="f32")
+        return SimpleNamespace(bundle=bundle, classes=bundle.manifest.classes, engine=engine)
 
     def look_now(self) -> str | None:
         asyncio.run(self.look())

@@ -244,6 +244,7 @@ def test_other_data_are_looked_at_whole_with_neighbours_from_training(
     found = interpret_version(patches.store, "patches:latest", str(table))
     assert (found.split, found.own, found.metrics["count"]) == ("all", False, 6)
     assert found.top_losses[0].neighbours
+    assert found.label_checks[0].by.startswith("nobody: where all labels are alike")
     assert any("not the data that patches" in note for note in found.notes)
     assert "no rows of this class" in str(found.metrics["per_class"][RIGHT]["reason"])
     assert Split.TEST in reopen(patches.store, "patches:latest").splits
