@@ -34,6 +34,7 @@ from training.settings import TrainingSettings
 from training.sources import Source
 from training.splits import Split
 from training.thresholds import check_labels_differ
+from training.useless_options import refuse_useless_options
 from training.world import local_device
 
 Say = Callable[[str], None]
@@ -53,26 +54,6 @@ _FINE_TUNING = TrainingSettings(
     flip=True,
     presize=1.75,
 )
-
-
-_OPTION_OF_WARPS = {
-    "least_crop": "--least-crop",
-    "rotation_degrees": "--rotation-degrees",
-    "perspective": "--perspective",
-    "lighting": "--lighting",
-}
-_OPTION_OF_EPOCHS = {
-    **_OPTION_OF_WARPS,
-    "flip": "--flip",
-    "presize": "--presize",
-    "erase_probability": "--erase",
-    "mixup": "--mixup",
-    "cutmix": "--cutmix",
-    "small_epochs_share": "--small-epochs",
-    "frozen_groups": "--frozen-groups",
-    "accumulate_batches": "--accumulate-batches",
-    "average_decay": "--average-decay",
-}
 
 
 @dataclass(frozen=True)
@@ -257,75 +238,16 @@ def _settings(request: TrainRequest, source: Source, *, pretrained: bool) -> Tra
         if (value := getattr(request, name)) is not None
     }
     settings = replace(base, **given, **request.knobs)
-    if not pretrained:
-        _refuse_without_weights(request, settings)
-    _refuse_for_task(request, source)
+    refuse_useless_options(request, source, settings, pretrained=pretrained)
     if _learns_none(request, source):
-        settings = replace(settings, learn_none=True)
-    _refuse_for_head_alone(request, settings)
-    if "small_share" in request.knobs and not settings.small_epochs_share:
-        raise SettingsError("--small-share: it is for --small-epochs; give that too, such as 0.5")
-    if not settings.presize:
-        without = [_OPTION_OF_WARPS[name] for name in _OPTION_OF_WARPS if name in request.knobs]
-        if without:
-            raise SettingsError(
-                f"{', '.join(without)}: images are warped only where they are presized; give"
-                " --presize too, such as --presize 1.75"
-            )
+        return replace(settings, learn_none=True)
     return settings
-
-
-def _refuse_for_task(request: TrainRequest, source: Source) -> None:
-    """What is for one label per image, or for a model that may say none."""
-    single = {
-        "--label-smoothing": request.knobs.get("label_smoothing"),
-        "--head": request.knobs.get("head"),
-    }
-    without = [option for option, given in single.items() if given]
-    if source.task == "multi" and without:
-        raise SettingsError(f"{', '.join(without)}: it is for one label per image; leave it out")
-    may_say_none = request.none_allowed and source.task == "single"
-    saying_none = {"--negatives": request.negatives, "--none-loss": request.none_loss}
-    without = [option for option, given in saying_none.items() if given]
-    if without and not may_say_none:
-        raise SettingsError(
-            f"{', '.join(without)}: it is for single-label models that may say none;"
-            " give --none too, or leave it out"
-        )
 
 
 def _learns_none(request: TrainRequest, source: Source) -> bool:
     """Whether there are rows without a label to learn "none of the classes" from."""
     may_say_none = request.none_allowed and source.task == "single"
     return may_say_none and not all(source.labels[row] for row in source.rows(Split.FIT))
-
-
-def _refuse_for_head_alone(request: TrainRequest, settings: TrainingSettings) -> None:
-    """The linear head is fitted on features of images as they are."""
-    if settings.epochs:
-        return
-    without = [option for name, option in _OPTION_OF_EPOCHS.items() if request.knobs.get(name)]
-    if without:
-        raise SettingsError(
-            f"{', '.join(without)}: --epochs 0 fits the head alone, on images as they are; leave"
-            " it out, or give some --epochs"
-        )
-
-
-def _refuse_without_weights(request: TrainRequest, settings: TrainingSettings) -> None:
-    if settings.epochs == 0:
-        raise SettingsError("--epochs 0 trains the head alone, which needs pretrained --weights")
-    unused = {
-        "a range of --learning-rate": settings.body_learning_rate is not None,
-        "--frozen-groups": settings.frozen_groups > 0,
-        "--keep-fine-tuned": request.keep_fine_tuned,
-    }
-    without = [option for option, given in unused.items() if given]
-    if without:
-        raise SettingsError(
-            f"{', '.join(without)}: this is for fine-tuning, and this training begins from"
-            " scratch; give pretrained --weights, or leave it out"
-        )
 
 
 def _unlabelled_note(

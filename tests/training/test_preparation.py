@@ -88,6 +88,12 @@ def test_a_version_s_weights_come_with_its_input(request_for, store: ModelStore,
             "--erase, --mixup: --epochs 0 fits the head alone",
         ),
         ({"task": "multi", "knobs": {"label_smoothing": 0.1}}, "--label-smoothing: it is for one"),
+        ({"task": "multi", "knobs": {"head": "sigmoid"}}, "--head: it is for one label"),
+        ({"none_loss": 0.05}, "--none-loss: it is for single-label models that may say none"),
+        (
+            {"task": "multi", "none_allowed": True, "none_loss": 0.05},
+            "--none-loss: it is for single-label models",
+        ),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(
