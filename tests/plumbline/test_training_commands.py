@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 QUICK = ("--architecture", "small-resnet", "--batch-size", "128")
 
@@ -81,3 +83,40 @@ def test_resume_says_from_where(run_plumbline, few_garments, tmp_path):
     options = ("train", "--data", few_garments, "--name", "k", *QUICK, "--epochs", "1", "--resume")
     done = run_plumbline(*options, home=tmp_path)
     assert "there is no interrupted training like this one to resume" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_none_is_learned_from_negatives_and_tuned_with_the_flag(
+    run_plumbline, few_garments, tmp_path, head
+):
+    random = np.random.default_rng(0)
+    for folder, count in (("negatives", 60), ("foreign", 30)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            noise = random.integers(0, 256, (28, 28), np.uint8)
+            stripes = noise if folder == "negatives" else np.sort(noise, axis=0)
+            Image.fromarray(stripes).save(tmp_path / folder / f"{number}.png")
+    home = tmp_path / "home"
+    done = run_plumbline(
+        *("train", "--data", few_garments, "--name", "n", *QUICK, "--epochs", "4", "--json"),
+        *("--none", "--none-loss", "0.1", "--head", head, "--precision", "fp32"),
+        *("--negatives", tmp_path / "negatives", "--foreign", tmp_path / "foreign"),
+        home=home,
+    )
+    version = json.loads(done.stdout)["version"]
+    manifest = json.loads(run_plumbline("models", "show", version, home=home).stdout)
+    assert manifest["calibration"]["method"] == ("platt" if head == "sigmoid" else "temperature")
+    assert manifest["training"]["learn_none"] is True
+    assert any("60 images of none of the classes" in note for note in manifest["data"]["notes"])
+    assert "given" in manifest["outlier"]["self_check"]
+    evidence = manifest["threshold_evidence"]
+    assert evidence["with_flag"]["alpha"] == manifest["outlier"]["alpha"]
+    assert evidence["with_flag"]["lost"] <= 0.1
+    assert evidence["none_share_of_unlabelled"] is not None
+    # Noise was a negative: it gets no label, or a flag.
+    told = run_plumbline(
+        "predict", tmp_path / "negatives", "--version", version, "--json", home=home
+    )
+    answers = [json.loads(line) for line in told.stdout.splitlines()]
+    assert np.mean([not its["labels"] or its["out_of_domain"]["flagged"] for its in answers]) > 0.8
