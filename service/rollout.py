@@ -112,10 +112,7 @@ class Rollout:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        engine = predictor.engine
-        log.info(
-            "serving %s by %s %s", predictor.bundle.manifest.tag, engine.name, engine.precision
-        )
+        log.info("serving %s", predictor.bundle.manifest.tag)
         if self._start is not None:
             self._start.succeed()
             self._start = None  # what comes after it ends nothing

@@ -38,6 +38,7 @@ from monitoring.retrain import (
     NoNewLabelsError,
     _none_arguments,
     _threshold_arguments,
+    _training_arguments,
     new_labels,
     retrain,
 )
@@ -152,6 +153,12 @@ def test_it_trains_on_labels_and_compares_on_the_newest(
     assert (row.outcome, row.why) == ("challenger", "a test")
     assert in_words(row) == found.in_words()
     assert store.champion("shapes").tag == tag
+
+
+def test_a_champion_in_int8_is_followed_by_one(make_manifest):
+    for settings, asked in (({"int8": True}, True), ({"int8": False}, False), ({}, False)):
+        champion = make_manifest(training=settings)
+        assert ("--int8" in _training_arguments(champion, Path("labels.csv"), " ")) is asked
 
 
 def test_without_new_labels_it_does_not_train_and_says_so(

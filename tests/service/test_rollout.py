@@ -49,6 +49,30 @@ def failures() -> float:
     return REGISTRY.get_sample_value("plumbline_model_load_failures_total") or 0.0
 
 
+@pytest.mark.parametrize("precision", [None, "int8"])
+def test_a_version_is_loaded_in_the_precision_of_the_settings(
+    precision, store, register, monkeypatch
+):
+    asked = []
+
+    class Predictor(SimpleNamespace):
+        def __init__(self, bundle, engine, **options):
+            super().__init__(bundle=bundle, classes=bundle.manifest.classes)
+
+        def warm_up(self, images):
+            asked.append(images)
+
+    def load_engine(name, bundle, *, threads, precision):
+        asked.extend([name, precision])
+
+    monkeypatch.setattr(rollout, "load_engine", load_engine)
+    monkeypatch.setattr(rollout, "Predictor", Predictor)
+    store.promote(register())
+    settings = {"engine": "openvino", "precision": precision, "batch_images": 4}
+    asyncio.run(Rollout(ServiceSettings(home=store.home, **settings), store).look())
+    assert asked == ["openvino", precision, 4]
+
+
 # Classes that feedback may name
 
 
