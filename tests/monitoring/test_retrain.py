@@ -885,4 +885,5 @@ def test_a_retraining_may_say_none_as_the_champion_learned_to(make_manifest):
     ]
     several = make_manifest(task="multi", none_allowed=True, training=settings)
     assert _none_arguments(several) == ["--foreign", "/far"]
-    assert _none_arguments(make_manifest(training={"head": "softmax"})) == []
+    never = make_manifest(none_allowed=False, training={"head": "softmax"})
+    assert _none_arguments(never) == []
