@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.bundle import NETWORK
 from model.decision import Task, confidence, decide
-from model.engines import Engine, Outputs, load_engine
+from model.engines import Engine, Outputs
 from model.errors import PlumblineError
 from model.formats import read_header
 from model.images import Pixels, properties
@@ -182,7 +182,7 @@ def interpret_version(
 ) -> Interpretation:
     """Look at the answers of a version; for data, split, `reading` and errors see `reopen`."""
     opened = reopen(store, reference, data, split, **reading)
-    engine = load_engine("openvino", opened.bundle, threads=0)
+    engine = opened.engine()
     decider = opened.decider()
     outputs = {name: run_engine(engine, its.images) for name, its in opened.chosen.items()}
     parts = [

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from model.decision import Task
 
 FOLDS = 5
+_FILTER = "both"  # of cleanlab's ways the strictest: a weak model doubts a third of all otherwise
 _MOST_ITERATIONS = 200
 _INVERSE_PENALTY = 0.1  # of the linear head, on standardised features
 
@@ -62,7 +63,11 @@ def find_label_errors(probabilities: Array, targets: Array, task: Task) -> list[
 
     with warnings.catch_warnings(action="ignore"):  # of classes with few rows, told elsewhere
         ranked = find_label_issues(
-            wanted, table, return_indices_ranked_by="self_confidence", n_jobs=1
+            wanted,
+            table,
+            filter_by=_FILTER,
+            return_indices_ranked_by="self_confidence",
+            n_jobs=1,
         )
     best = table.argmax(axis=1)
     return [
@@ -84,7 +89,11 @@ def _of_several_labels(table: Array, targets: Array) -> list[LabelError]:
     labels = [np.flatnonzero(row).tolist() for row in targets]
     with warnings.catch_warnings(action="ignore"):  # of classes with few rows, told elsewhere
         ranked = find_label_issues(
-            labels, table, return_indices_ranked_by="self_confidence", n_jobs=1
+            labels,
+            table,
+            filter_by=_FILTER,
+            return_indices_ranked_by="self_confidence",
+            n_jobs=1,
         )
         scores = get_label_quality_scores(labels, table)
     suggested = [tuple(np.flatnonzero(row).tolist()) for row in table >= 0.5]

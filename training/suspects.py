@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.engines import load_engine
 from model.network import (
     PACKAGE_ARCHITECTURE,
     create_network,
@@ -43,7 +42,7 @@ def suspects_of_version(
     opened: Reopened, *, progress: Progress | None = None, say: Say = lambda message: None
 ) -> list[Suspect]:
     """Of the splits to look at, by a version; the likeliest label errors first, then copies."""
-    engine = load_engine("openvino", opened.bundle, threads=0)
+    engine = opened.engine()
     outputs = {}
     for name, rows in opened.chosen.items():
         say(f"running {len(rows)} {name} images")
