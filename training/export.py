@@ -76,7 +76,10 @@ def write_int8(directory: Path, images: Pixels) -> None:
 
     nncf takes the ranges of activations from `images`, uint8 N x H x W x 3, and corrects biases
     by them (post-training quantisation; Nagel et al. 2021, "A White Paper on Neural Network
-    Quantization", sections 3.1 to 3.3). Give images of the fit split: those of validation judge
+    Quantization", sections 3.1 to 3.3). The head stays in float: it costs next to nothing, and one
+    that was fitted to standardised features and carries their scales in its weights is nothing but
+    rounding in 8 bits (27 % of the labels of a linear head on EfficientNet-Lite0 were then those
+    of torch, against 94 %). Give images of the fit split: those of validation judge
     the outcome, and would judge what was made to suit them. The normalisation becomes part of the
     quantised graph; input and both outputs stay as they are. Raises `EngineError` where nncf
     cannot quantise the network, `BundleError` where the disk is full.
@@ -93,14 +96,26 @@ def write_int8(directory: Path, images: Pixels) -> None:
 
         nncf.set_log_level(logging.ERROR)
         try:
-            graph = nncf.quantize(
-                openvino.Core().read_model(directory / OPENVINO),
+            graph = openvino.Core().read_model(directory / OPENVINO)
+            quantised = nncf.quantize(
+                graph,
                 nncf.Dataset(batches),
                 subset_size=len(batches),
+                ignored_scope=nncf.IgnoredScope(names=_head(graph)),
             )
         except Exception as error:  # its errors have no base of their own
             raise EngineError(f"nncf cannot quantise the network: {error}") from error
-    _save(graph, directory / INT8)
+    _save(quantised, directory / INT8)
+
+
+def _head(graph: openvino.Model) -> list[str]:
+    """The name of the matrix product that gives the logits; none where they come otherwise."""
+    node = graph.output("logits").get_node()
+    while node.get_input_size():
+        if node.get_type_name() == "MatMul":
+            return [node.get_friendly_name()]
+        node = node.input_value(0).get_node()
+    return []
 
 
 def remove_int8(directory: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_precision_far_slower_than_the_best_is_timed_by_one_step(trainer: Trai
 def test_the_fastest_is_taken_and_leaves_the_network_as_it_was(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
     times = iter([3.0, 1.0, 2.0, 4.0])
     monkeypatch.setattr(precision, "_step_seconds", lambda *given: next(times))
     assert fastest_precision(trainer) is PRECISIONS[1]
@@ -58,7 +58,7 @@ def test_the_fastest_is_taken_and_leaves_the_network_as_it_was(
 def test_bf16_is_not_timed_where_the_processor_would_emulate_it(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch, has_bf16: bool, numbers: set[str]
 ) -> None:
-    monkeypatch.setattr(precision, "_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(precision, "has_bf16", lambda: has_bf16)
     timed = []
     monkeypatch.setattr(
         precision, "_step_seconds", lambda its, one, *given: float(len(timed.append(one) or timed))
