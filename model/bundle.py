@@ -160,7 +160,8 @@ class Manifest(_Strict):
     """Everything about a model version that is not an array.
 
     `engines` is by engine and precision, such as `openvino-bf16`; in schema 1 by engine alone.
-    `engines_left_out` holds why others could not be measured at all.
+    `engines_left_out` holds why others could not be measured at all. `decided_by` is the one whose
+    outputs everything that decides was fitted to, and measured with; it is served by default.
     """
 
     schema_number: int = SCHEMA
@@ -180,6 +181,7 @@ class Manifest(_Strict):
     outlier: OutlierSummary
     engines: dict[str, EngineGate]
     engines_left_out: dict[str, str] = Field(default_factory=dict)
+    decided_by: str | None = None
     metrics: dict[str, Metric]
     metrics_split: Literal["test", "validation"] = "test"
     prediction_sets: SetsSummary | None = None

@@ -112,4 +112,5 @@ class Findings:
     outputs: SplitOutputs
     test_metrics: dict[str, Any] | None
     validation_metrics: dict[str, Any]
+    decided_by: str | None = None  # key of the engine whose outputs these are
     engines_left_out: Mapping[str, str] = field(default_factory=dict)  # by key: why

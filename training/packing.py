@@ -99,7 +99,7 @@ def _find_out(
     if trained.int8:
         say("quantising to int8")
     runs, left_out = run_openvino(trained, directory)
-    outputs, decided = _choose_precision(trained, whole, directory, by_torch, runs, say)
+    decided_by, outputs, decided = _choose_precision(trained, whole, directory, by_torch, runs, say)
     decider = decided.decider
     if decided.threshold is not None:
         say(decided.threshold.sentence)
@@ -125,6 +125,7 @@ def _find_out(
         test_metrics=test_metrics,
         validation_metrics=validation_metrics,
         engines_left_out={**left_out, **torch_left_out},
+        decided_by=decided_by,
     )
 
 
@@ -135,7 +136,7 @@ def _choose_precision(
     by_torch: Outputs,
     runs: Sequence[EngineRun],
     say: Callable[[str], None],
-) -> tuple[SplitOutputs, Decided]:
+) -> tuple[str, SplitOutputs, Decided]:
     """The fastest that passes its gate with decisions fitted to its own outputs, else float32."""
     exact = next(run for run in runs if run.precision == "f32")
     for run in runs:
@@ -149,7 +150,7 @@ def _choose_precision(
             gate = hold_to_torch(run, by_torch, trained.validation, decided.decider)
             if run is exact or gate.passed:
                 break
-    return outputs, decided
+    return run.key, outputs, decided
 
 
 def _run_splits(
@@ -215,6 +216,7 @@ def _manifest(
         outlier=_outlier_summary(trained, findings),
         engines=findings.gates,
         engines_left_out=dict(findings.engines_left_out),
+        decided_by=findings.decided_by,
         metrics=headline_metrics(metrics),
         metrics_split="validation" if findings.test_metrics is None else "test",
         prediction_sets=prediction_sets,

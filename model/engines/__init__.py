@@ -73,8 +73,9 @@ def load_engine(
 def gated_precision(
     name: str, manifest: Manifest, wanted: str | None, native: Collection[str] | None = None
 ) -> str:
-    """The precision to run an engine in: the one wanted, or the fastest, of those that passed.
+    """The precision to run an engine in, of those that passed.
 
+    It is the one wanted, else the one that decisions were fitted to, else the fastest.
     `native` are those that the processor at hand computes itself, None all of them; others are
     taken only where they are wanted by name, or nothing else passed. Raises `EngineError`.
     """
@@ -83,6 +84,9 @@ def gated_precision(
     if not passed:
         raise EngineError(_refusal(name, manifest, wanted))
     here = [gate for gate in passed if native is None or gate.precision in native]
+    fitted = [gate for gate in here if f"{name}-{gate.precision}" == manifest.decided_by]
+    if fitted:
+        return fitted[0].precision
     return max(here or passed, key=lambda gate: gate.images_per_second or 0).precision
 
 

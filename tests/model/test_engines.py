@@ -150,6 +150,9 @@ def test_the_fastest_that_passed_is_served_unless_the_processor_would_emulate_it
     assert gated_precision("openvino", manifest, None) == "bf16"
     assert gated_precision("openvino", manifest, None, {"f32", "int8"}) == "int8"
     assert gated_precision("openvino", manifest, "bf16", {"f32", "int8"}) == "bf16"
+    fitted = manifest.model_copy(update={"decided_by": "openvino-f32"})
+    assert gated_precision("openvino", fitted, None) == "f32"
+    assert gated_precision("openvino", fitted, None, {"int8"}) == "int8"
     refused = {**gates, "openvino-bf16": gate("bf16", 30.0, reason="no")}
     assert gated_precision("openvino", with_gates(bundle, refused).manifest, None) == "int8"
 
