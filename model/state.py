@@ -7,9 +7,11 @@ one.
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
+from sqlite3 import Cursor, OperationalError
 from typing import cast
 
 from sqlalchemy import (
@@ -42,6 +44,8 @@ HEAD_REVISION = "0002"
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
+_LONGEST_WAIT_SECONDS = 10  # for other processes that hold the database
+_PAUSE_SECONDS = 0.02
 _upgrading = threading.Lock()
 
 metadata = MetaData()
@@ -162,8 +166,8 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _configure(connection: object, _: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()  # type: ignore[attr-defined]
-        cursor.execute("PRAGMA busy_timeout=10000")
-        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA busy_timeout={1000 * _LONGEST_WAIT_SECONDS}")
+        _write_ahead(cursor)
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()
 
@@ -172,6 +176,23 @@ def _prepare_sqlite(engine: Engine) -> None:
         # A transaction that reads first and writes later would fail instead of waiting.
         if connection.get_execution_options().get("writes"):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _write_ahead(cursor: Cursor) -> None:
+    """Switch to a write-ahead log.
+
+    Of several processes that make one new database SQLite lets all but the first fail at once here,
+    whatever the busy timeout.
+    """
+    until = time.monotonic() + _LONGEST_WAIT_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _revision(engine: Engine) -> str | None:
