@@ -28,7 +28,6 @@ FloatArray = NDArray[np.float32]
 
 ALL_LAYERS = "all layers"
 EARLIER_LAYERS = "earlier layers"
-LAST_STAGE = "last stage"
 CLASSES_LEFT_OUT = "classes left out"
 MOST_LEFT_OUT = 5  # classes, the most frequent ones
 LEAST_GAIN = 0.005  # of the mean AUROC, that a candidate needs over the one that is tried first
@@ -106,7 +105,9 @@ def embedding_choices(
     """By name: the penultimate layer first, then others where there are any.
 
     `embedding` N x D of fit images. Layers that are joined count equally: each is scaled to a mean
-    length of 1. A penultimate layer that itself joins all parts has scaled them already.
+    length of 1. A penultimate layer that itself joins all parts has scaled them already, and stands
+    alone: its last part by itself told classes left out a little better, and flagged fewer images of
+    every real foreign kind (61 % of digits for 79 %, at 1 %, Fashion-MNIST).
 
     >>> parts = [EmbeddingPart(name="layer 1", size=2), EmbeddingPart(name="penultimate", size=3)]
     >>> list(embedding_choices(parts, np.ones((4, 5), np.float32)))
@@ -114,10 +115,7 @@ def embedding_choices(
     """
     ends = np.cumsum([part.size for part in parts])
     columns = [np.arange(end - part.size, end) for part, end in zip(parts, ends, strict=True)]
-    if parts[-1].name != PENULTIMATE:
-        last = _as_they_are(columns[-1])
-        return {PENULTIMATE: EmbeddingChoice(), **({LAST_STAGE: last} if len(parts) > 1 else {})}
-    if len(parts) == 1:
+    if len(parts) == 1 or parts[-1].name != PENULTIMATE:
         return {PENULTIMATE: EmbeddingChoice()}
     return {
         PENULTIMATE: _as_they_are(columns[-1]),
