@@ -105,9 +105,9 @@ def embedding_choices(
     """By name: the penultimate layer first, then others where there are any.
 
     `embedding` N x D of fit images. Layers that are joined count equally: each is scaled to a mean
-    length of 1. A penultimate layer that itself joins all parts has scaled them already, and stands
-    alone: its last part by itself told classes left out a little better, and flagged fewer images of
-    every real foreign kind (61 % of digits for 79 %, at 1 %, Fashion-MNIST).
+    length of 1. A penultimate layer that itself joins all parts has scaled them already, and
+    stands alone: its last part by itself told classes left out a little better, and flagged fewer
+    images of every real foreign kind (61 % of digits for 79 %, at 1 %, Fashion-MNIST).
 
     >>> parts = [EmbeddingPart(name="layer 1", size=2), EmbeddingPart(name="penultimate", size=3)]
     >>> list(embedding_choices(parts, np.ones((4, 5), np.float32)))
