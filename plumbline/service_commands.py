@@ -20,7 +20,7 @@ from service.settings import ServiceSettings
 @click.option(
     "--precision",
     type=click.Choice(["f32", "bf16", "int8"]),
-    help="Default: the fastest that passed its gate.",
+    help="Default: the one that the model was measured in.",
 )
 def serve(
     host: str | None,

@@ -35,7 +35,8 @@ class ServiceSettings(MonitoringSettings):
     precision: Precision | None = Field(
         default=None,
         description="Precision that the engine runs in: f32, bf16 or int8 (openvino alone). "
-        "Default: the fastest of those whose gate the model passed, as measured at its training.",
+        "Default: the one that its figures were measured in; the fastest other one whose gate it "
+        "passed where the processor would emulate that.",
     )
     engine_threads: int = Field(
         default=1, ge=1, description="Compute threads of the engine, per worker."

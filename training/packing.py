@@ -45,7 +45,6 @@ from training.reference import outlier_arrays, write_reference
 from training.self_check import GIVEN, check_outlier_score, made_foreign_images
 
 EXPORT_CHECK_IMAGES = 64
-NONE_LABEL_LOSS = 0.01
 LIBRARIES = ("torch", "timm", "openvino", "onnx", "numpy", "pillow", "simplejpeg", "bentoml")
 
 
@@ -80,10 +79,9 @@ def pack(
 
 
 def _check_splits(trained: Trained) -> None:
-    if len(trained.fit) < 2 * NEIGHBOURS:
-        raise DataError(
-            f"{len(trained.fit)} images to fit on; at least {2 * NEIGHBOURS} are needed"
-        )
+    count = len(_of_the_domain(trained))
+    if count < 2 * NEIGHBOURS:
+        raise DataError(f"{count} images to fit on; at least {2 * NEIGHBOURS} are needed")
     for name in ("validation", "calibration"):
         if not len(getattr(trained, name)):
             raise DataError(f"the {name} split has no images; give more images, or other splits")

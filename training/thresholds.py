@@ -28,8 +28,7 @@ from training.class_thresholds import (
 )
 from training.objectives import MACRO_F1, Counts, Objective
 from training.threshold_choice import ThresholdChoice as ThresholdChoice
-from training.threshold_choice import interval, plain, verdict
-from training.threshold_evidence import MOST_SPREAD, explain, targeted
+from training.threshold_evidence import explain, targeted
 from training.threshold_search import GRID as GRID
 from training.threshold_search import (
     CountTable,
@@ -131,64 +130,3 @@ def tune_global_threshold(
 
 def _global_plateau(objective: Objective, counts: Counts) -> Plateau:
     return find_plateau(objective, counts, says_yes_to_anything(counts))
-
-
-def tune_none_threshold(
-    probabilities: Array,
-    targets: Array,
-    *,
-    in_class_loss: float = 0.01,
-    bootstrap: int = BOOTSTRAP,
-    seed: int = 0,
-) -> ThresholdChoice:
-    """The threshold under which a single-label model says "none of the classes".
-
-    `probabilities` calibrated, N x C; `targets` class indices N, all of them in-class. It is the
-    largest threshold at which at most `in_class_loss` of the rightly answered images lose their
-    label. It says nothing of foreign images: measure those on foreign images, and read the
-    outlier flag beside it.
-
-    Raises DataError for ill shapes, a loss outside 0 to 1, or a model that is never right.
-    """
-    table, wanted = checked_table(probabilities, targets)
-    if wanted.ndim != 1:
-        raise DataError(f"expected class indices of shape N, got {wanted.shape}")
-    if not 0 <= in_class_loss < 1:
-        raise DataError(f"in_class_loss must lie in 0 to 1, got {in_class_loss}")
-    right = np.sort(table.max(axis=1)[table.argmax(axis=1) == wanted])
-    if not right.size:
-        raise DataError("no validation image is answered rightly: no threshold can be tuned")
-    lost_at_most = int(in_class_loss * right.size)
-    # Labels are empty strictly below the threshold, so this one loses just what stands before it.
-    value = float(right[lost_at_most])
-    kept = 1 - np.searchsorted(right, GRID.astype(np.float32), side="left") / right.size
-
-    def look(drawn: Floats, left_out: Floats) -> Array:
-        mass = drawn.cumsum()
-        return np.asarray(right[np.searchsorted(mass, in_class_loss * mass[-1], side="right")])
-
-    drawn = redraw(look, right.size, bootstrap, seed)
-    lost = int((right < value).sum())
-    trusted = lost >= LEAST_LOST and drawn.std() <= MOST_SPREAD
-    sentence = (
-        f"{verdict(trusted)} below {value:.2f} the answer is none, which costs {lost} of "
-        f"{right.size:,} rightly answered validation images ({100 * lost / right.size:.1f} %, "
-        f"at most {100 * in_class_loss:.1f} % allowed); other rows would have moved it by "
-        f"{drawn.std():.3f}"
-        + ("." if lost >= LEAST_LOST else f"; {lost} images are too few to place it well.")
-    )
-    return ThresholdChoice(
-        objective=f"none_at_in_class_loss_{in_class_loss:g}",
-        value=value,
-        trusted=bool(trusted),
-        sentence=sentence,
-        grid=plain(GRID),
-        curve=plain(kept),
-        smoothed=plain(kept),
-        score=1 - lost / right.size,
-        score_at_half=float(kept[nearest(0.5)]),
-        spread=float(drawn.std()),
-        interval=interval(drawn),
-        total_variation=float(np.abs(np.diff(kept)).sum()),
-        wiggle=0.0,
-    )

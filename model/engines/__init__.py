@@ -40,9 +40,8 @@ def load_engine(
 ) -> Engine:
     """Load the network of a bundle into an engine.
 
-    `precision` None takes the fastest that passed its gate, as measured when the bundle was
-    packed, of those that this processor computes itself. Raises `EngineError` when the engine is
-    not installed, the gate failed, or the engine refuses the network.
+    `precision` None takes what `gated_precision` says. Raises `EngineError` when the engine is not
+    installed, the gate failed, or the engine refuses the network.
     """
     try:
         if name == "openvino":

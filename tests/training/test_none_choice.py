@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -95,3 +97,29 @@ def test_a_loss_that_means_nothing_is_refused(loss: float) -> None:
 def test_without_a_labelled_image_there_is_nothing_to_tune_on() -> None:
     with pytest.raises(DataError, match="no labelled validation image"):
         choose_none(Judged(np.zeros(0), np.zeros(0)), [])
+
+
+def test_the_loss_holds_on_fresh_images() -> None:
+    choice = choose_none(in_class(4_000), [{"unsure": UNSURE}], loss=0.05)
+    fresh = in_class(20_000, seed=1)
+    lost = fresh.none_or_flagged(choice.threshold.value, choice.alpha).mean()
+    assert lost == pytest.approx(0.05, abs=0.01)
+    low, high = choice.threshold.interval
+    assert low <= choice.threshold.value <= high
+
+
+def test_saturated_probabilities_lose_nobody_but_by_the_flag() -> None:
+    seen = Judged(np.ones(50), np.linspace(0.02, 1, 50))
+    choice = choose_none(seen, [{"far": FAR}], loss=0.05)
+    assert choice.threshold.value == 1.0
+    assert choice.lost == (seen.p_value <= choice.alpha).mean()
+    assert not choice.threshold.trusted
+    assert "too few to place it" in choice.threshold.sentence
+
+
+def test_a_choice_goes_through_json_and_into_the_bundle() -> None:
+    choice = choose_none(in_class(500), [{"far": FAR}], loss=0.05)
+    plain = choice.to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["value"] == choice.threshold.to_thresholds().value
+    assert len(plain["curve"]) == len(plain["grid"])

@@ -22,11 +22,12 @@ from training.deciding import _calibrate, _tune
 from training.evaluate import Decider
 from training.export import run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
+from training.none_choice import Judged, choose_none
 from training.objectives import Cost, FScore, Target
 from training.outlier_choice import PENULTIMATE, Candidate
 from training.packing import _prediction_sets, _threshold_evidence, pack
 from training.self_check import SelfCheck
-from training.thresholds import ThresholdChoice, tune_none_threshold
+from training.thresholds import ThresholdChoice
 
 TORCH = ("torch-f32", "torch-bf16")
 CLASSES = ("a", "b", "c")
@@ -149,7 +150,7 @@ def test_evidence_for_none_counts_the_unlabelled_rows_that_get_no_label(
     sure, unsure = [9.0, 0.0, 0.0], [0.1, 0.0, 0.0]
     logits = np.array([sure, unsure, unsure, unsure, sure], np.float32)
     targets = np.array([0, 0, -1, -1, -1])  # of the last three, two get no label
-    choice = tune_none_threshold(np.array([[0.8, 0.1, 0.1]]), np.array([0]), bootstrap=2)
+    choice = choose_none(Judged(np.full(40, 0.8), np.ones(40)), [], loss=0.05).threshold
     its = replace(decider, thresholds=choice.to_thresholds())
     for rows, share in ((slice(0, 5), 2 / 3), (slice(0, 2), None)):
         validation = Rows(trained.validation.images[:5][rows], targets[rows])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,12 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.metrics import f1_score
 
-from model.decision import decide
 from model.errors import DataError
 from training.objectives import Cost, FScore, Target
 from training.thresholds import (
     GRID,
-    ThresholdChoice,
     check_labels_differ,
     tune_global_threshold,
-    tune_none_threshold,
 )
 
 Floats = NDArray[np.float32]
@@ -232,55 +228,8 @@ def test_validation_targets_that_are_all_equal_are_refused(value, says) -> None:
     check_labels_differ(np.eye(20))
 
 
-def confident(rows: int = 4_000, seed: int = 0) -> tuple[Floats, Ints]:
-    rng = np.random.default_rng(seed)
-    best = rng.beta(8, 1, rows) * 0.7 + 0.3
-    targets = (rng.random(rows) > best).astype(np.int64)
-    return np.stack([best, 1 - best], axis=1).astype(np.float32), targets
-
-
-def test_the_none_threshold_is_the_largest_that_keeps_the_promise() -> None:
-    table, targets = confident()
-    choice = tune_none_threshold(table, targets, in_class_loss=0.05)
-    right = table.argmax(axis=1) == targets
-
-    def share_lost(value: float) -> float:
-        thresholds = replace(choice, value=value).to_thresholds()
-        labels = decide(table[right], thresholds, ["cat", "dog"], "single")
-        return sum(not row for row in labels) / len(labels)
-
-    assert 0.045 < share_lost(choice.value) <= 0.05
-    assert share_lost(choice.value + 1e-4) > 0.05
-    assert choice.trusted
-    assert "5.0 %" in choice.sentence
-
-
-def test_the_none_threshold_holds_on_fresh_rows() -> None:
-    choice = tune_none_threshold(*confident(), in_class_loss=0.05)
-    table, targets = confident(20_000, seed=1)
-    right = table.max(axis=1)[table.argmax(axis=1) == targets]
-    assert (right < choice.value).mean() == pytest.approx(0.05, abs=0.01)
-    assert choice.interval[0] <= choice.value <= choice.interval[1]
-
-
-def test_saturated_probabilities_lose_nobody() -> None:
-    table = np.tile(np.array([[1.0, 0.0]], np.float32), (50, 1))
-    choice = tune_none_threshold(table, np.zeros(50, int))
-    assert choice.value == 1.0
-    assert choice.score == 1.0
-    assert not choice.trusted
-    assert "too few to place it well" in choice.sentence
-
-
-@pytest.mark.parametrize(
-    "choice",
-    [
-        tune_global_threshold(*calibrated(200, 4, 3, seed=0)),
-        tune_none_threshold(*confident(500)),
-    ],
-    ids=["global", "none"],
-)
-def test_a_choice_goes_through_json_and_into_the_bundle(choice: ThresholdChoice) -> None:
+def test_a_choice_goes_through_json_and_into_the_bundle() -> None:
+    choice = tune_global_threshold(*calibrated(200, 4, 3, seed=0))
     plain = choice.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["value"] == choice.to_thresholds().value
@@ -297,9 +246,3 @@ def test_ill_input_is_named() -> None:
     table, targets = calibrated(50, 3, 3, seed=0)
     with pytest.raises(DataError, match="expected targets of shape"):
         tune_global_threshold(table, targets[:, 0])
-    with pytest.raises(DataError, match="class indices"):
-        tune_none_threshold(table, targets)
-    with pytest.raises(DataError, match=r"0 to 1, got 1\.5"):
-        tune_none_threshold(*confident(20), in_class_loss=1.5)
-    with pytest.raises(DataError, match="answered rightly"):
-        tune_none_threshold(np.array([[0.9, 0.1]]), np.array([1]))
