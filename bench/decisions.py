@@ -1,8 +1,9 @@
 """Decisions, measured part by part; every part prints its figures and ends with 1 on a miss.
 
-    .venv/bin/python bench/decisions.py engines       labels, accuracy, calibration, flags, speed
-    .venv/bin/python bench/decisions.py none          foreign images, and classes left out
-    .venv/bin/python bench/decisions.py thresholds    tuned thresholds beside 0.5 and fastai's sweep
+    .venv/bin/python bench/decisions.py engines            labels, accuracy, ECE, flags, speed
+    .venv/bin/python bench/decisions.py none               foreign images, and classes left out
+    .venv/bin/python bench/decisions.py thresholds         beside 0.5 and fastai's sweep
+    .venv/bin/python bench/decisions.py class_thresholds   what the gate for them lets through
 
 `PART --help` names its options. Test images are never used for a choice. Figures, machine and
 spread: docs/decisions.md.
@@ -14,7 +15,7 @@ import argparse
 import importlib
 import sys
 
-PARTS = ("engines", "none", "thresholds")
+PARTS = ("engines", "none", "thresholds", "class_thresholds")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Does the gate for a class's own threshold hold up, and what does it let through?
 
-    .venv/bin/python bench/class_thresholds.py --seeds 15 --first 0
+    .venv/bin/python bench/decisions.py class_thresholds --seeds 15 --first 0
 
 Made rows of eight classes whose probabilities are known to be right, tuned on few and measured on
 20,000 fresh ones, for macro F1:
