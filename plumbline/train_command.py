@@ -79,6 +79,13 @@ class LearningRate(click.ParamType[tuple[float | None, float]]):
     " by. Not trained on.",
 )
 @click.option(
+    "--leave-classes-out",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Train a second time without N of the classes, to choose and check the outlier score by"
+    " their images. Doubles the time.",
+)
+@click.option(
     "--none-loss",
     type=click.FloatRange(0, 0.5, min_open=True),
     help="With --none: share of images of the classes that may get no label or a flag. Default:"

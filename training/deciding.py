@@ -119,6 +119,7 @@ def _choose_outlier_model(trained: Trained, outputs: SplitOutputs) -> OutlierCho
         Labelled(outputs.fit, outputs.fit_rows.targets),
         _in_class(trained, outputs),
         outputs.foreign,
+        never_learned=None if trained.never_learned is None else trained.never_learned.auroc,
         seed=trained.seed,
     )
 

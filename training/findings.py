@@ -17,6 +17,7 @@ from model.images import InputSpec, Pixels
 from model.network import Network
 from training.evaluate import Decider
 from training.mapped import ChosenRows
+from training.never_learned import NeverLearned
 from training.none_choice import NoneChoice
 from training.objectives import MACRO_F1, Objective
 from training.self_check import SelfCheck
@@ -85,6 +86,7 @@ class Trained:
     # Width and height as stored, N x 2, of the rows of test and validation, by split.
     image_sizes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     int8: bool = False  # to be exported in int8, too
+    never_learned: NeverLearned | None = None  # of a second training, on request
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def write_model_card(path: Path, manifest: Manifest, trained: Trained, findings:
         ece_after=expected_calibration_error(after, rows.targets),
         reliability_split=manifest.metrics_split,
         thresholds=findings.choice,
+        prediction_sets=manifest.prediction_sets,
         outlier=_outlier_check(manifest, findings),
         engines=[_engine_row(name, gate) for name, gate in manifest.engines.items()],
         mistakes=mistakes,
@@ -114,8 +115,17 @@ def _outlier_check(manifest: Manifest, findings: Findings) -> OutlierCheck:
     return {
         "passed": findings.self_check.passed,
         "sentence": manifest.outlier.statement,
-        "detector": "KNN + ViM",
-        "embedding": "penultimate",
+        "detector": manifest.outlier.detector,
+        "embedding": manifest.outlier.embedding,
+        "candidates": [
+            {
+                "name": f"{its.detector} on {its.embedding}",
+                "auroc": its.auroc,
+                "mean": its.mean,
+                "is_chosen": its == findings.self_check.chosen,
+            }
+            for its in findings.self_check.candidates
+        ],
         "alpha": manifest.outlier.alpha,
         "calibration_count": manifest.outlier.calibration_images,
         "false_positive_count": int(findings.decider.flags(validation).sum()),

@@ -29,6 +29,7 @@ FloatArray = NDArray[np.float32]
 ALL_LAYERS = "all layers"
 EARLIER_LAYERS = "earlier layers"
 CLASSES_LEFT_OUT = "classes left out"
+CLASSES_NEVER_LEARNED = "classes never learned"  # by a second training, on request
 MOST_LEFT_OUT = 5  # classes, the most frequent ones
 LEAST_GAIN = 0.005  # of the mean AUROC, that a candidate needs over the one that is tried first
 _LEFT_OUT_FIT = 2_000  # rows to fit on without a class
@@ -41,13 +42,18 @@ class Candidate:
 
     embedding: str
     detector: str
-    auroc: Mapping[str, float]  # by made kind, and CLASSES_LEFT_OUT where that could be tried
+    # By made kind, and CLASSES_LEFT_OUT and CLASSES_NEVER_LEARNED where that could be tried.
+    auroc: Mapping[str, float]
 
     @property
     def mean(self) -> float:
-        """Of the made kinds together and the classes left out, half each."""
-        made = [value for kind, value in self.auroc.items() if kind != CLASSES_LEFT_OUT]
-        left_out = self.auroc.get(CLASSES_LEFT_OUT)
+        """Of the made kinds together and other classes, half each.
+
+        Those never learned speak for other classes; without a second training those left out.
+        """
+        others = (CLASSES_LEFT_OUT, CLASSES_NEVER_LEARNED)
+        made = [value for kind, value in self.auroc.items() if kind not in others]
+        left_out = self.auroc.get(CLASSES_NEVER_LEARNED, self.auroc.get(CLASSES_LEFT_OUT))
         mean = float(np.mean(made))
         return mean if left_out is None else (mean + left_out) / 2
 
@@ -75,12 +81,15 @@ def choose_outlier_model(
     validation: Labelled,
     foreign: Mapping[str, Outputs],
     *,
+    never_learned: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
 ) -> OutlierChoice:
     """Fit every candidate on the fit split, judge it on validation and foreign images, keep one.
 
     The default is the penultimate layer with KNN + ViM. Another one is kept only where its mean is
-    better by LEAST_GAIN: less is luck. Raises ValueError for fewer than 2 * NEIGHBOURS rows.
+    better by LEAST_GAIN: less is luck. `never_learned`: AUROC on classes that a second network was
+    not trained on, by embedding and detector, where there was one. Raises ValueError for fewer than
+    2 * NEIGHBOURS rows.
     """
     tried: list[tuple[Candidate, OutlierModel]] = []
     for name, choice in embedding_choices(parts, fit.outputs.embedding).items():
@@ -93,6 +102,8 @@ def choose_outlier_model(
             found = _auroc_of_kinds(model, validation.outputs, foreign)
             if detector in left_out:
                 found[CLASSES_LEFT_OUT] = left_out[detector]
+            if never_learned is not None:
+                found[CLASSES_NEVER_LEARNED] = never_learned[name][detector]
             tried.append((Candidate(name, detector, found), model))
     best = max(tried, key=lambda one: one[0].mean)
     kept = best if best[0].mean >= tried[0][0].mean + LEAST_GAIN else tried[0]

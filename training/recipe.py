@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -36,6 +36,12 @@ from training.learning_rate import Sweep, find_learning_rate
 from training.loading import LoadedSplit
 from training.loop import Trainer
 from training.loss import metric_name
+from training.never_learned import (
+    NeverLearned,
+    choose_left_out,
+    judge_never_learned,
+    without_classes,
+)
 from training.objectives import costs_of
 from training.packing import pack
 from training.preparation import Prepared, Say, prepare_training
@@ -48,6 +54,10 @@ from training.splits import Split
 from training.tables import Columns
 from training.tracking import Tracker, open_tracker
 from training.world import World, training_together
+
+# Trainings of one request: anew with fewer epochs, and without some classes.
+Part = Literal["first", "anew", "without"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -91,20 +101,56 @@ def run_training(
         tracker = open_tracker(request.track, store.home, request.name, say)
         bar = ProgressBar("training", enabled=show_progress)
         callbacks = [bar] if tracker is None else [bar, tracker]
+        left_out = choose_left_out(prepared, request.leave_classes_out)
         outcome = train_network(prepared, request, store, callbacks, say)
-    return _register(prepared, outcome, request, store, tracker, say)
+        never_learned = _train_without(
+            left_out, prepared, outcome, request, store, show_progress, say
+        )
+    return _register(prepared, outcome, never_learned, request, store, tracker, say)
 
 
 def _take_part(request: TrainRequest, store: ModelStore, world: World) -> None:
     """What processes after the first do: the same training, in silence."""
     with world.first_goes_first():
         prepared = prepare_training(request, store, show_progress=False)
-    train_network(prepared, request, store, [])
+    left_out = choose_left_out(prepared, request.leave_classes_out)
+    outcome = train_network(prepared, request, store, [])
+    _train_without(left_out, prepared, outcome, request, store)
+
+
+def _train_without(
+    classes: tuple[str, ...],
+    prepared: Prepared,
+    outcome: Outcome,
+    request: TrainRequest,
+    store: ModelStore,
+    show_progress: bool = False,
+    say: Say = lambda message: None,
+) -> NeverLearned | None:
+    """Train a second time without some classes, where that was asked for and tells more."""
+    if not classes:
+        return None
+    if outcome.kept == LINEAR_HEAD_KEPT:
+        say(
+            "no second training: only the head was fitted, so the score without a class is what a"
+            " network would give that never learned it"
+        )
+        return None
+    say(f"training a second time without {', '.join(classes)}")
+    without = without_classes(prepared, classes)
+    # As long as the first, and fine-tuned as it is.
+    settings = replace(prepared.settings, epochs=len(outcome.history.epochs))
+    request = replace(request, keep_fine_tuned=True)
+    saving = _checkpoint(without, settings, request, store, say, part="without")
+    bar = ProgressBar("training without", enabled=show_progress)
+    second = _train_once(without, settings, request, store, [bar], saving)
+    return judge_never_learned(second.network, prepared, classes)
 
 
 def _register(
     prepared: Prepared,
     outcome: Outcome,
+    never_learned: NeverLearned | None,
     request: TrainRequest,
     store: ModelStore,
     tracker: Tracker | None,
@@ -148,6 +194,7 @@ def _register(
             **_threshold_settings(prepared, request),
             "clean": None if request.clean is None else _place(request.clean),
             "int8": request.int8,
+            "never_learned": [] if never_learned is None else list(never_learned.classes),
         },
         curves={**_curves(history), "diagnosis": sentences},
         alpha=request.alpha,
@@ -164,10 +211,11 @@ def _register(
             for split in (Split.VALIDATION, Split.TEST)
         },
         int8=request.int8,
+        never_learned=never_learned,
     )
     bundle = pack(trained, store, say)
-    for checkpoint in (_checkpoint_path(store, request.name, its) for its in (False, True)):
-        checkpoint.unlink(missing_ok=True)
+    for part in PARTS:
+        _checkpoint_path(store, request.name, part).unlink(missing_ok=True)
     if tracker is not None:
         measured = bundle.manifest.metrics.items()
         metrics = {name: its.value for name, its in measured if its.value is not None}
@@ -231,7 +279,7 @@ def _train_to(
     """Train anew with so many epochs; `before` is the metric of the training it replaces."""
     say(f"validation loss turned after epoch {epochs}: training anew with that many")
     settings = replace(prepared.settings, epochs=epochs)
-    saving = _checkpoint(prepared, settings, request, store, say, anew=True)
+    saving = _checkpoint(prepared, settings, request, store, say, part="anew")
     outcome = _train_once(prepared, settings, request, store, callbacks, saving)
     whole = outcome.whole_history or outcome.history
     name = whole.metric_name
@@ -292,29 +340,31 @@ def _checkpoint(
     store: ModelStore,
     say: Say,
     *,
-    anew: bool = False,
+    part: Part = "first",
 ) -> Checkpoint:
     """After every epoch below the home folder; gone when the version is registered.
 
-    A training `anew` has a file of its own, beside that of the one that it follows.
+    A training that follows the first has a file of its own.
     """
-    path = _checkpoint_path(store, request.name, anew)
+    path = _checkpoint_path(store, request.name, part)
     parts = (prepared.architecture, prepared.weights, prepared.spec, prepared.source.task)
-    key = checkpoint_key(prepared.source.fingerprint, *parts, sorted(settings.as_dict().items()))
+    trained_on = (prepared.source.fingerprint, *prepared.source.classes)
+    key = checkpoint_key(*trained_on, *parts, sorted(settings.as_dict().items()))
     done = epochs_in(path, key)
     if done and not request.resume:
         say(
             f"an interrupted training like this one reached epoch {done} of {settings.epochs};"
             " this one starts anew (--resume would go on from there)"
         )
-    if request.resume and not done and not anew:
+    if request.resume and not done and part == "first":
         say("there is no interrupted training like this one to resume: starting anew")
     return Checkpoint(path, key, resume=request.resume and done > 0, say=say)
 
 
-def _checkpoint_path(store: ModelStore, name: str, anew: bool) -> Path:
+def _checkpoint_path(store: ModelStore, name: str, part: Part) -> Path:
     # No model is named with a plus.
-    return store.home / "checkpoints" / f"{name}{'+anew' if anew else ''}.safetensors"
+    suffix = "" if part == "first" else f"+{part}"
+    return store.home / "checkpoints" / f"{name}{suffix}.safetensors"
 
 
 def _settings_of_kept(outcome: Outcome) -> TrainingSettings:

@@ -18,7 +18,7 @@ from training.charts import Chart, Series, draw, legend
 from training.interpret import Confusion, WrongLabel
 from training.metrics import wilson_interval
 from training.pages import data_uri, templates, thumbnail, write_page
-from training.report_data import Array, Mistake, OutlierCheck, ReportData
+from training.report_data import Array, Mistake, OutlierCheck, ReadBy, ReportData
 from training.thresholds import ThresholdChoice
 
 MOST_CLASSES_IN_MATRIX = 30
@@ -66,6 +66,7 @@ def render(report: ReportData) -> str:
             figures=_figures(report),
             reliability=_reliability_figure(report),
             threshold=_threshold_figure(report.thresholds),
+            class_thresholds=_class_thresholds(report.thresholds),
             outlier=_outlier(report.outlier),
             mistakes=[_mistake(each) for each in report.mistakes[:MOST_MISTAKES]],
         )
@@ -435,6 +436,25 @@ def _threshold_figure(choice: ThresholdChoice | None) -> dict[str, Any] | None:
     return _figure_of("Threshold", chart)
 
 
+def _class_thresholds(choice: ThresholdChoice | None) -> list[dict[str, Any]]:
+    """Every class's threshold, those of their own first; empty where there is one for all."""
+    if choice is None:
+        return []
+    each = sorted(choice.per_class, key=lambda its: (not its.is_own, -(its.gain or -1.0)))
+    return [
+        {
+            **vars(its),
+            "gain_interval": None if its.gain_interval is None else _signed_span(its.gain_interval),
+            "gain": None if its.gain is None else f"{its.gain:+.3f}",
+        }
+        for its in each
+    ]
+
+
+def _signed_span(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:+.3f} to {interval[1]:+.3f}"
+
+
 # -- outliers, mistakes -----------------------------------------------------------------------
 
 
@@ -450,10 +470,23 @@ def _outlier(check: OutlierCheck | None) -> dict[str, Any] | None:
         "embedding": check.get("embedding"),
         "alpha": check.get("alpha"),
         "kinds": sorted(check.get("kinds", []), key=lambda each: each["auroc"]),
+        "candidates": _candidates(check.get("candidates", [])),
         "rate": percent(flagged / rows) if flagged is not None and rows else None,
         "rate_interval": _span(wilson_interval(flagged or 0, rows or 1), percent) if known else "",
         "rows": rows,
         "promise": _promise(check.get("alpha"), check.get("calibration_count")),
+    }
+
+
+def _candidates(candidates: Sequence[ReadBy]) -> dict[str, Any] | None:
+    """What the score could have read, best first; None where there was no choice."""
+    if len(candidates) < 2:
+        return None
+    kinds = list(dict.fromkeys(kind for its in candidates for kind in its["auroc"]))
+    ranked = sorted(candidates, key=lambda its: -its["mean"])
+    return {
+        "kinds": kinds,
+        "rows": [{**its, "aurocs": [its["auroc"].get(kind) for kind in kinds]} for its in ranked],
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from numpy.typing import NDArray
 
+from model.bundle import SetsSummary
 from model.decision import Calibration, Task
 from training.calibration import Reliability
 from training.interpret import Confusion, LabelCheck, WrongLabel
@@ -36,6 +37,15 @@ class ForeignKind(TypedDict):
     count: int
 
 
+class ReadBy(TypedDict):
+    """What the outlier score could have read: AUROC by kind, and what the choice was made by."""
+
+    name: str
+    auroc: Mapping[str, float]
+    mean: float
+    is_chosen: bool
+
+
 class OutlierCheck(TypedDict, total=False):
     """The self-check at the end of training: does the model know what it does not know?"""
 
@@ -48,6 +58,7 @@ class OutlierCheck(TypedDict, total=False):
     false_positive_count: int  # validation images flagged
     validation_count: int
     kinds: list[ForeignKind]
+    candidates: list[ReadBy]
 
 
 class EngineRow(TypedDict, total=False):
@@ -110,6 +121,7 @@ class ReportData:
     ece_after: float | None = None
     reliability_split: str = "validation"
     thresholds: ThresholdChoice | None = None
+    prediction_sets: SetsSummary | None = None
     outlier: OutlierCheck | None = None
     engines: Sequence[EngineRow] = ()
     mistakes: Sequence[Mistake] = ()

@@ -46,6 +46,7 @@ class TrainRequest:
     more: str | None = None  # CSV or Parquet of labelled images to add
     negatives: str | None = None  # a folder of images of none of the classes
     foreign: str | None = None  # a folder of images to judge the outlier score by
+    leave_classes_out: int | None = None  # in a second training, to judge the outlier score by
     none_loss: float | None = None  # share of the images in class that may get no label or a flag
     clean: str | None = None  # list of `plumbline clean`, edited
     intended_use: str = ""  # in the user's words, for the model card

@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from model.images import Pixels
-from training.outlier_choice import CLASSES_LEFT_OUT, Candidate, OutlierChoice
+from training.outlier_choice import (
+    CLASSES_LEFT_OUT,
+    CLASSES_NEVER_LEARNED,
+    Candidate,
+    OutlierChoice,
+)
 
 LEAST_AUROC = 0.70  # of every kind
 LEAST_MEAN_AUROC = 0.85
@@ -112,6 +117,9 @@ def _verdict(kinds: tuple[ForeignKind, ...], chosen: Candidate) -> tuple[bool, s
     left_out = chosen.auroc.get(CLASSES_LEFT_OUT)
     if left_out is not None:
         seen += f", {left_out:.3f} on classes that the score was fitted without"
+    never_learned = chosen.auroc.get(CLASSES_NEVER_LEARNED)
+    if never_learned is not None:
+        seen += f", {never_learned:.3f} on classes that a second network was trained without"
     if not passed:
         return False, (
             f"Do not rely on the outlier flag of this model: {seen}; at least {LEAST_MEAN_AUROC} on"

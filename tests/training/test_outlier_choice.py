@@ -7,9 +7,10 @@ import pytest
 
 from model.embedding import EmbeddingPart
 from model.engines import Outputs
-from monitoring.outlier import KNN_AND_VIM
+from monitoring.outlier import DETECTORS, KNN_AND_VIM
 from training.outlier_choice import (
     CLASSES_LEFT_OUT,
+    CLASSES_NEVER_LEARNED,
     EARLIER_LAYERS,
     PENULTIMATE,
     Labelled,
@@ -64,6 +65,20 @@ def test_classes_left_out_take_part_in_the_choice() -> None:
         assert 0.5 < candidate.auroc[CLASSES_LEFT_OUT] <= 1
         made = candidate.auroc["any"]
         assert candidate.mean == pytest.approx((made + candidate.auroc[CLASSES_LEFT_OUT]) / 2)
+
+
+def test_classes_never_learned_speak_for_other_classes_where_a_second_training_told() -> None:
+    told = {
+        name: dict.fromkeys(DETECTORS, 0.9 if name == EARLIER_LAYERS else 0.5)
+        for name in (PENULTIMATE, "all layers", EARLIER_LAYERS)
+    }
+    foreign = {"any": outputs(50, 2, early=9, late=9).outputs}
+    choice = choose_outlier_model(PARTS, FIT, VALIDATION, foreign, never_learned=told)
+    assert choice.chosen.embedding == EARLIER_LAYERS
+    assert choice.chosen.auroc[CLASSES_NEVER_LEARNED] == 0.9
+    assert choice.chosen.mean == pytest.approx((choice.chosen.auroc["any"] + 0.9) / 2)
+    without = choose_outlier_model(PARTS, FIT, VALIDATION, foreign)
+    assert without.chosen.embedding == PENULTIMATE
 
 
 def test_with_two_classes_none_is_left_out() -> None:

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.conformal_sets import ConformalSets
 from model.decision import Calibration, Thresholds
 from training.calibration import reliability
 from training.charts import Chart, Series, draw, nice_ticks
+from training.class_thresholds import ClassThreshold
+from training.conformal import summarise_sets
 from training.metrics import evaluate
 from training.none_choice import Judged, choose_none
 from training.report import render, smooth, verdict, write_report
@@ -189,6 +192,43 @@ def test_a_multi_label_report_has_a_table_of_two_by_two_per_class_and_the_platea
     assert Page(text).words.count("carries it") == 2
     assert f"{data.metrics['map']:.3f}" in text
     assert 'class="band"' in text
+
+
+def test_every_class_shows_its_threshold_and_why_it_has_it() -> None:
+    data = multi()
+    assert data.thresholds is not None
+    own = ClassThreshold("sea", 0.31, True, "a gain of 0.04", 60, 240, 0.31, 0.04, (0.01, 0.07))
+    other = ClassThreshold("sun", 0.5, False, "too few positives", 12, 288)
+    choice = replace(data.thresholds, per_class=(other, own))
+    words = Page(render(replace(data, thresholds=choice))).words
+    assert "sea 0.31 60 240 0.31 +0.040 +0.010 to +0.070 a gain of 0.04" in words
+    assert "sun 0.50 12 288 – – too few positives" in words
+    assert words.index("a gain of 0.04") < words.index("too few positives")
+
+
+def test_prediction_sets_show_what_was_asked_and_what_was_realised() -> None:
+    targets = np.arange(300) % 3
+    table = np.full((300, 3), 0.2) + 0.4 * np.eye(3)[targets]
+    sets = ConformalSets.fit(table, targets, "single")
+    summary = summarise_sets(sets, table, targets, "single", "test")
+    words = Page(render(single(prediction_sets=summary))).words.replace("\u00a0", " ")
+    assert "0.9 300 100.0 %" in words
+    assert "Measured on test. 300 calibration images with a label" in words
+    assert "Prediction sets" not in Page(render(single())).words
+
+
+def test_what_the_outlier_score_could_have_read_is_shown_best_first() -> None:
+    candidates = [
+        {"name": "KNN", "auroc": {"noise": 0.71}, "mean": 0.71, "is_chosen": False},
+        {
+            "name": "ViM",
+            "auroc": {"noise": 0.93, "left out": 0.65},
+            "mean": 0.79,
+            "is_chosen": True,
+        },
+    ]
+    words = Page(render(bare(outlier={"candidates": candidates}))).words
+    assert "read by noise left out mean ViM ✓ chosen 0.930 0.650 0.790 KNN 0.710 – 0.710" in words
 
 
 def test_a_report_with_nothing_but_a_name_is_still_a_page() -> None:
