@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.interpret import Interpretation, TopLoss
+from training.interpret import Interpretation
 from training.pages import data_uri, thumbnail, write_page
 from training.report import (
     confusion_table,
@@ -16,6 +16,7 @@ from training.report import (
     two_by_two,
     wrong_label,
 )
+from training.top_losses import TopLoss
 
 MOST_WRONG_LABELS = 24
 _MOST_PAIRS = 8

@@ -11,22 +11,16 @@ from numpy.typing import NDArray
 
 from model.bundle import Manifest
 from model.decision import Calibration, probabilities
+from training.answers import Answers, answers_of
 from training.calibration import expected_calibration_error, reliability
+from training.confusions import most_confused
 from training.findings import Findings, Rows, Trained
-from training.interpret import (
-    OWN_PROBABILITIES,
-    Answers,
-    LabelCheck,
-    WrongLabel,
-    answers_of,
-    draw_heat,
-    most_confused,
-    slices_of,
-    top_losses,
-    wrong_labels_of,
-)
+from training.heat import draw_heat
 from training.report import write_report
 from training.report_data import EngineRow, Mistake, OutlierCheck, ReportData
+from training.slices import slices_of
+from training.top_losses import top_losses
+from training.wrong_labels import OWN_PROBABILITIES, LabelCheck, WrongLabel, wrong_labels_of
 
 MOST_MISTAKES = 12
 MOST_WRONG_LABELS = 12

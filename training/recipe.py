@@ -31,7 +31,7 @@ from training.fine_tuning import (
     train_from_scratch,
 )
 from training.history import TrainingHistory
-from training.interpret import image_sizes
+from training.image_sizes import image_sizes
 from training.learning_rate import Sweep, find_learning_rate
 from training.loading import LoadedSplit
 from training.loop import Trainer

@@ -15,11 +15,12 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from training.charts import Chart, Series, draw, legend
-from training.interpret import Confusion, WrongLabel
+from training.confusions import Confusion
 from training.metrics import wilson_interval
 from training.pages import data_uri, templates, thumbnail, write_page
 from training.report_data import Array, Mistake, OutlierCheck, ReadBy, ReportData
 from training.thresholds import ThresholdChoice
+from training.wrong_labels import WrongLabel
 
 MOST_CLASSES_IN_MATRIX = 30
 MOST_CONFUSIONS = 8

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from model.bundle import SetsSummary
 from model.decision import Calibration, Task
 from training.calibration import Reliability
-from training.interpret import Confusion, LabelCheck, WrongLabel
+from training.confusions import Confusion
 from training.slices import Slice
 from training.thresholds import ThresholdChoice
+from training.wrong_labels import LabelCheck, WrongLabel
 
 Array = NDArray[Any]
 

@@ -8,13 +8,16 @@ the level, however the bins overlap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.images import properties
+from training.answers import Answers
+from training.mapped import each_row
 from training.metrics import wilson_interval
 
 BINS = 5
@@ -46,6 +49,21 @@ class Slice:
     def is_worse(self) -> bool:
         """Than the other rows, by more than chance."""
         return self.p_value < LEVEL
+
+
+def slices_of(parts: Sequence[Answers], sizes: Sequence[Array | None]) -> list[Slice]:
+    """Of the answers of some splits together; `sizes` N x 2 for each of them, or None."""
+    seen = [properties(image) for part in parts for image in each_row(part.images)]
+    values: dict[str, Array] = {
+        name: np.array([getattr(its, name) for its in seen])
+        for name in ("brightness", "contrast", "sharpness")
+    }
+    known = [its for its in sizes if its is not None]
+    if len(known) == len(sizes):
+        both = np.concatenate(known).astype(np.float64)
+        values["shorter side, px"] = both.min(axis=1)
+        values["longer over shorter side"] = both.max(axis=1) / both.min(axis=1)
+    return find_slices(values, np.concatenate([part.right for part in parts]))
 
 
 def find_slices(properties: Mapping[str, Array], right: Array, bins: int = BINS) -> list[Slice]:

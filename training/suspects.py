@@ -24,13 +24,13 @@ from training.baselines import small_grey
 from training.cleaning import DELETE, Suspect
 from training.data_check import Progress, exact_duplicates, look, near_duplicates
 from training.evaluate import Reopened, run_engine
-from training.interpret import wrong_labels
 from training.label_errors import find_label_errors, held_out_probabilities
 from training.loading import load
 from training.loop import predict_all
 from training.preparation import are_tiny
 from training.sources import Source
 from training.splits import Labels, Split
+from training.wrong_labels import wrong_labels
 
 Say = Callable[[str], None]
 
