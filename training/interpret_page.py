@@ -11,11 +11,11 @@ from training.report import (
     confusion_table,
     how_good,
     metric_tiles,
-    percent,
     report_templates,
     two_by_two,
     wrong_label,
 )
+from training.report_text import percent
 from training.top_losses import TopLoss
 
 MOST_WRONG_LABELS = 24

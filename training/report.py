@@ -6,19 +6,18 @@ It stands alone: no scripts, no fonts, nothing fetched. Light and dark follow th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment
-from markupsafe import Markup
 
-from training.charts import Chart, Series, draw, legend
 from training.confusions import Confusion
 from training.metrics import wilson_interval
 from training.pages import data_uri, templates, thumbnail, write_page
-from training.report_data import Array, Mistake, OutlierCheck, ReadBy, ReportData
+from training.report_data import Mistake, OutlierCheck, ReadBy, ReportData
+from training.report_figures import learning_figures, reliability_figure, threshold_figure
+from training.report_text import figure, labels, percent, plain, short, span, thousands, words
 from training.thresholds import ThresholdChoice
 from training.wrong_labels import WrongLabel
 
@@ -56,7 +55,7 @@ def render(report: ReportData) -> str:
             tiles=metric_tiles(shown, report.validation_metrics if report.metrics else None),
             splits=_splits(report),
             class_rows=_class_rows(report),
-            learning=_learning_figures(report),
+            learning=learning_figures(report),
             time_taken=time_taken(report),
             confusion=confusion_table(shown, report.confused),
             tables=two_by_two(shown),
@@ -65,8 +64,8 @@ def render(report: ReportData) -> str:
             label_checks=report.label_checks,
             wrong_labels=[wrong_label(each) for each in report.wrong_labels],
             figures=_figures(report),
-            reliability=_reliability_figure(report),
-            threshold=_threshold_figure(report.thresholds),
+            reliability=reliability_figure(report),
+            threshold=threshold_figure(report.thresholds),
             class_thresholds=_class_thresholds(report.thresholds),
             outlier=_outlier(report.outlier),
             mistakes=[_mistake(each) for each in report.mistakes[:MOST_MISTAKES]],
@@ -79,11 +78,11 @@ def report_templates() -> Environment:
     environment = templates()
     environment.filters.update(
         percent=percent,
-        figure=_figure,
-        thousands=_thousands,
-        plain=_plain,
-        labels=_labels,
-        short=_short,
+        figure=figure,
+        thousands=thousands,
+        plain=plain,
+        labels=labels,
+        short=short,
     )
     return environment
 
@@ -112,61 +111,12 @@ def how_good(shown: Mapping[str, Any], split: str) -> str:
     name = "accuracy" if shown["task"] == "single" else "macro_f1"
     value, interval = shown.get(name), shown.get("intervals", {}).get(name)
     if value is None:
-        return f"No {_words(name)} could be computed on {shown['count']:,} {split} images"
+        return f"No {words(name)} could be computed on {shown['count']:,} {split} images"
     if name == "accuracy":
         text = f"Gets {percent(value)} of {shown['count']:,} {split} images right"
-        return text + (f" (95 % interval {_span(interval, percent)})" if interval else "")
-    text = f"Reaches a macro F1 of {_figure(value)} on {shown['count']:,} {split} images"
-    return text + (f" (95 % interval {_span(interval, _figure)})" if interval else "")
-
-
-# -- figures as text -------------------------------------------------------------------------
-
-
-def percent(share: float | None) -> str:
-    """A share as a percentage, or a dash.
-
-    >>> percent(0.9264)
-    '92.6\\xa0%'
-    """
-    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _short(value: float) -> str:
-    """Three digits for shares, whole numbers for pixels.
-
-    >>> _short(0.0712), _short(640.0)
-    ('0.0712', '640')
-    """
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _thousands(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _span(interval: Sequence[float], written: Any) -> str:
-    return f"{written(interval[0])} to {written(interval[1])}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(each) for each in value) or "none"
-    return "not set" if value is None else str(value)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("f1", "F1")
-
-
-def _labels(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none of the classes"
+        return text + (f" (95 % interval {span(interval, percent)})" if interval else "")
+    text = f"Reaches a macro F1 of {figure(value)} on {shown['count']:,} {split} images"
+    return text + (f" (95 % interval {span(interval, figure)})" if interval else "")
 
 
 # -- headline ---------------------------------------------------------------------------------
@@ -174,13 +124,13 @@ def _labels(names: Sequence[str]) -> str:
 # metric: label, what it says, how it is written
 _TILES: dict[str, tuple[str, str, Any]] = {
     "accuracy": ("Accuracy", "images answered rightly", percent),
-    "macro_f1": ("Macro F1", "precision and recall, every class alike", _figure),
-    "micro_f1": ("Micro F1", "precision and recall, every label alike", _figure),
-    "map": ("Mean average precision", "ranking, before any threshold", _figure),
-    "macro_f1_at_half": ("Macro F1 at 0.5", "without a tuned threshold", _figure),
+    "macro_f1": ("Macro F1", "precision and recall, every class alike", figure),
+    "micro_f1": ("Micro F1", "precision and recall, every label alike", figure),
+    "map": ("Mean average precision", "ranking, before any threshold", figure),
+    "macro_f1_at_half": ("Macro F1 at 0.5", "without a tuned threshold", figure),
     "accuracy_multi": ("Label accuracy at 0.5", "flatters where labels are rare", percent),
-    "ece": ("Calibration error", "0 is perfect: stated against observed", _figure),
-    "brier": ("Brier score", "0 is perfect: distance to the outcome", _figure),
+    "ece": ("Calibration error", "0 is perfect: stated against observed", figure),
+    "brier": ("Brier score", "0 is perfect: distance to the outcome", figure),
     "none_rate": ("No label given", "images left without an answer", percent),
 }
 
@@ -204,7 +154,7 @@ def _tile(
         "label": label,
         "meaning": shown.get("reasons", {}).get(name) or meaning,
         "value": written(shown[name]),
-        "interval": None if interval is None else _span(interval, written),
+        "interval": None if interval is None else span(interval, written),
         "validation": None if before is None else written(before),
     }
 
@@ -265,11 +215,6 @@ def _class_rows(report: ReportData) -> dict[str, Any] | None:
 # -- learning ---------------------------------------------------------------------------------
 
 
-def _learning_figures(report: ReportData) -> list[dict[str, Any]]:
-    figures = [_loss_figure(report), _metric_figure(report), _rate_figure(report)]
-    return [each for each in figures if each is not None]
-
-
 def time_taken(report: ReportData) -> str | None:
     """How long the epochs took, in words; None where that was not measured."""
     seconds = [epoch["seconds"] for epoch in report.epochs if "seconds" in epoch]
@@ -277,67 +222,6 @@ def time_taken(report: ReportData) -> str | None:
         return None
     mean = sum(seconds) / len(seconds)
     return f"{len(seconds)} epochs of {mean:,.1f} s each, {sum(seconds):,.0f} s in all."
-
-
-def _loss_figure(report: ReportData) -> dict[str, Any] | None:
-    losses = np.asarray(report.step_losses, np.float64)
-    finite = np.isfinite(losses)
-    series = _by_epoch(report, "valid_loss", "validation loss")
-    if finite.any():
-        steps = np.arange(1, len(losses) + 1)[finite]
-        series.insert(0, Series("training loss, smoothed", steps, smooth(losses[finite])))
-    if not series:
-        return None
-    # The first steps of a fresh network would squeeze the rest flat.
-    top = 1.15 * max(float(np.quantile(each.y, 0.98)) for each in series)
-    low = 0.9 * min(float(each.y.min()) for each in series)
-    shown = [replace(each, y=np.minimum(each.y, top)) for each in series]
-    return _step_figure("Loss", shown, y_range=(low, top) if top > low else None)
-
-
-def _metric_figure(report: ReportData) -> dict[str, Any] | None:
-    name = f"Validation {_words(report.metric_name)}"
-    series = _by_epoch(report, "metric", name)
-    return _step_figure(name, series) if series else None
-
-
-def _rate_figure(report: ReportData) -> dict[str, Any] | None:
-    rates = np.asarray(report.learning_rates, np.float64)
-    series = [Series("learning rate", np.arange(1, len(rates) + 1), rates)]
-    return _step_figure("Learning rate", series) if rates.size else None
-
-
-def _by_epoch(report: ReportData, key: str, name: str) -> list[Series]:
-    pairs = [(epoch.get("step"), epoch.get(key)) for epoch in report.epochs]
-    points = np.array([pair for pair in pairs if None not in pair], np.float64).reshape(-1, 2)
-    points = points[np.isfinite(points).all(axis=1)]
-    return [Series(name, points[:, 0], points[:, 1], "dots", 2)] if len(points) else []
-
-
-def _step_figure(
-    title: str, series: Sequence[Series], *, y_range: tuple[float, float] | None = None
-) -> dict[str, Any]:
-    last = max(float(each.x.max()) for each in series)
-    chart = Chart(f"{title} by training step", "step", "", series, (0.0, last), y_range)
-    return _figure_of(title, chart)
-
-
-def smooth(values: Array) -> Array:
-    """Mean over the last few steps, a fiftieth of them all; as long as `values`.
-
-    >>> smooth(np.array([4.0, 2.0])).tolist()
-    [4.0, 2.0]
-    """
-    window = max(1, len(values) // 50)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    last = np.arange(1, len(values) + 1)
-    first = np.maximum(last - window, 0)
-    return np.asarray((total[last] - total[first]) / (last - first))
-
-
-def _figure_of(title: str, chart: Chart) -> dict[str, Any]:
-    key = legend(chart.series) if len(chart.series) > 1 else Markup("")
-    return {"title": title, "svg": draw(chart), "legend": key}
 
 
 # -- confusion --------------------------------------------------------------------------------
@@ -395,48 +279,6 @@ def two_by_two(shown: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 # -- calibration and threshold ----------------------------------------------------------------
 
 
-def _reliability_figure(report: ReportData) -> dict[str, Any] | None:
-    series = [Series("perfect", np.array([0.0, 1.0]), np.array([0.0, 1.0]), "dashed", 0)]
-    for name, points, colour in (
-        ("before calibration", report.reliability_before, 2),
-        ("after calibration", report.reliability_after, 1),
-    ):
-        if points is not None:
-            series.append(Series(name, points.confidence, points.frequency, "dots", colour))
-    if len(series) == 1:
-        return None
-    whole = (0.0, 1.0)
-    chart = Chart(
-        "Reliability diagram: observed frequency by stated probability",
-        *("stated probability", "observed frequency", series, whole, whole),
-    )
-    return _figure_of("Reliability diagram", chart)
-
-
-def _threshold_figure(choice: ThresholdChoice | None) -> dict[str, Any] | None:
-    if choice is None:
-        return None
-    grid = np.asarray(choice.grid)
-    label = choice.curve_name
-    series = [Series(label, grid, np.asarray(choice.smoothed))]
-    if choice.curve != choice.smoothed:
-        series = [
-            Series("as measured", grid, np.asarray(choice.curve), "faint", 2),
-            Series("smoothed", grid, np.asarray(choice.smoothed)),
-        ]
-    marks = [(choice.value, f"chosen {choice.value:.2f}")]
-    if abs(choice.value - 0.5) > 0.02:
-        marks.append((0.5, "0.5"))
-    chart = Chart(
-        f"{label} by threshold",
-        *("threshold", label, series, (0.0, 1.0)),
-        y_range=(0.0, max(1.0, max(choice.curve))) if len(series) == 1 else None,
-        band=choice.plateau,
-        marks=marks,
-    )
-    return _figure_of("Threshold", chart)
-
-
 def _class_thresholds(choice: ThresholdChoice | None) -> list[dict[str, Any]]:
     """Every class's threshold, those of their own first; empty where there is one for all."""
     if choice is None:
@@ -473,7 +315,7 @@ def _outlier(check: OutlierCheck | None) -> dict[str, Any] | None:
         "kinds": sorted(check.get("kinds", []), key=lambda each: each["auroc"]),
         "candidates": _candidates(check.get("candidates", [])),
         "rate": percent(flagged / rows) if flagged is not None and rows else None,
-        "rate_interval": _span(wilson_interval(flagged or 0, rows or 1), percent) if known else "",
+        "rate_interval": span(wilson_interval(flagged or 0, rows or 1), percent) if known else "",
         "rows": rows,
         "promise": _promise(check.get("alpha"), check.get("calibration_count")),
     }

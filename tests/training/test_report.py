@@ -21,8 +21,9 @@ from training.class_thresholds import ClassThreshold
 from training.conformal import summarise_sets
 from training.metrics import evaluate
 from training.none_choice import Judged, choose_none
-from training.report import render, smooth, verdict, write_report
+from training.report import render, verdict, write_report
 from training.report_data import ReportData
+from training.report_figures import smooth
 from training.thresholds import tune_global_threshold
 
 HOSTILE = "<script>alert('1')</script>"
