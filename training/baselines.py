@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from model.decision import Task
-from training.fine_tuning import fit_head
+from training.linear_head import choose_head
 from training.loop import Samples
 from training.loss import Floats, metric, trainable_rows
 from training.mapped import copy_rows
@@ -37,7 +37,7 @@ def linear_on_pixels(
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:_MOST_ROWS])
     targets = np.asarray(fit.targets[rows])
     classes = targets.shape[1] if targets.ndim == 2 else _class_count(fit, validation)
-    head = fit_head(
+    head = choose_head(
         small_grey(fit, rows),
         targets,
         small_grey(validation, np.arange(len(validation.targets))),

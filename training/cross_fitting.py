@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.decision import Task
 from model.engines import Outputs
 from monitoring.outlier import NEIGHBOURS, OutlierModel
-from training.fine_tuning import fit_head
+from training.linear_head import fit_head
 from training.loss import Targets
 
 FOLDS = 5
@@ -38,18 +38,20 @@ def cross_fitted_scores(
     detector: str,
     class_count: int,
     task: Task,
+    weight_decay: float,
     seed: int,
 ) -> NDArray[np.float32]:
     """Outlier scores N of embeddings N x D, each by a head and a bank of the other folds.
 
-    The head reads the `penultimate` columns; the score reads what `like` does, by the `detector`.
+    The head reads the `penultimate` columns, with the `weight_decay` of the
+    one that is kept; the score reads what `like` does, by the `detector`.
     """
     last = np.ascontiguousarray(embedding[:, penultimate])
     folds = np.random.default_rng(seed).permutation(len(embedding)) % FOLDS
     scores = np.empty(len(embedding), np.float32)
     for fold in range(FOLDS):
         held_out = folds == fold
-        logits = _logits(last, targets, ~held_out, class_count, task, seed)
+        logits = _logits(last, targets, ~held_out, class_count, task, weight_decay, seed)
         others = Outputs(logits[~held_out], embedding[~held_out])
         model = OutlierModel.fit(
             others.embedding, others.logits, choice=like.choice, detector=detector, seed=seed
@@ -64,10 +66,18 @@ def _logits(
     rows: NDArray[np.bool_],
     class_count: int,
     task: Task,
+    weight_decay: float,
     seed: int,
 ) -> NDArray[np.float32]:
     """Of all embeddings, by a head fitted on some rows."""
     fit = embedding[rows], np.asarray(targets[rows])
-    head = fit_head(*fit, *fit, class_count=class_count, task=task, seed=seed, device="cpu")
+    head = fit_head(
+        *(*fit, *fit),
+        class_count=class_count,
+        task=task,
+        weight_decay=weight_decay,
+        seed=seed,
+        device="cpu",
+    )
     given = torch.from_numpy(embedding) @ head.weight.T + head.bias
     return np.asarray(given.numpy(), np.float32)

@@ -149,6 +149,7 @@ def _conformal_scores(
         detector=outlier.chosen.detector,
         class_count=len(trained.classes),
         task=trained.task,
+        weight_decay=trained.head_weight_decay,
         seed=trained.seed,
     )
 

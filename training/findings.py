@@ -16,6 +16,7 @@ from model.engines import Outputs
 from model.images import InputSpec, Pixels
 from model.network import Network
 from training.evaluate import Decider
+from training.linear_head import WEIGHT_DECAYS
 from training.mapped import ChosenRows
 from training.never_learned import NeverLearned
 from training.none_choice import NoneChoice
@@ -80,6 +81,7 @@ class Trained:
     foreign: Pixels | None = None  # real foreign images, N x H x W x 3
     head: HeadName = "softmax"
     is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
+    head_weight_decay: float = WEIGHT_DECAYS[0]  # that it was fitted with
     objective: Objective = MACRO_F1  # of multi-label thresholds
     per_class_thresholds: bool = True  # where they are surely better
     intended_use: str = ""

@@ -11,61 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from model.decision import Task
 from model.errors import SettingsError
 from model.network import Network
 from training.callbacks import Callback
 from training.history import TrainingHistory
-from training.loop import Arrays, Samples, Trainer, predict_all
-from training.loss import Floats, Targets
-from training.mapped import ChosenRows, KeepRows, blocks, file_of_rows
+from training.linear_head import FittedHead, choose_head
+from training.loop import Samples, Trainer, predict_all
+from training.mapped import ChosenRows, KeepRows, file_of_rows
 from training.schedule import discriminative_rates
-from training.settings import BODY_GROUPS, HeadName, TrainingSettings
+from training.settings import BODY_GROUPS, TrainingSettings
 from training.world import current_world, local_device
 
 LINEAR_HEAD_KEPT = "linear head"
 
-_HEAD_EPOCHS = 40
-_HEAD_RATE = 3e-3
-_HEAD_WEIGHT_DECAY = 0.05
 _EMBEDDED_IMAGES = 4_000  # before their features are put away
-
-
-class LinearHead(nn.Module):
-    """A linear classifier on features that stay as they are, but for `mean` and `scale`, D each."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(
-        self,
-        feature_count: int,
-        class_count: int,
-        mean: Floats | None = None,
-        scale: Floats | None = None,
-    ) -> None:
-        super().__init__()
-        zeros, ones = torch.zeros(feature_count), torch.ones(feature_count)
-        self.register_buffer("mean", zeros if mean is None else torch.from_numpy(mean))
-        self.register_buffer("scale", ones if scale is None else torch.from_numpy(scale))
-        self.linear = nn.Linear(feature_count, class_count)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits N x C and the features N x D themselves."""
-        return self.linear((features - self.mean) / self.scale), features
-
-
-@dataclass(frozen=True)
-class FittedHead:
-    """A linear head for raw features: logits = features @ weight.T + bias."""
-
-    weight: Tensor  # C x D
-    bias: Tensor  # C
-    history: TrainingHistory
 
 
 @dataclass(frozen=True)
@@ -75,6 +36,7 @@ class FineTuned:
     head_history: TrainingHistory
     body_history: TrainingHistory | None  # None when no epochs were asked for
     kept: str  # "linear head" or "fine-tuned"
+    head_weight_decay: float
 
     @property
     def history(self) -> TrainingHistory:
@@ -95,67 +57,6 @@ def train_from_scratch(
     if settings.epochs == 0:
         raise SettingsError("epochs is 0; training from scratch needs at least 1")
     return Trainer(network, fit, validation, settings, task, callbacks=callbacks).fit()
-
-
-def fit_head(
-    features: Floats,
-    targets: Targets,
-    validation_features: Floats,
-    validation_targets: Targets,
-    *,
-    class_count: int,
-    task: Task,
-    seed: int = 0,
-    device: str = "auto",
-    deterministic: bool = False,
-    head: HeadName = "softmax",
-    learn_none: bool = False,
-    callbacks: Sequence[Callback] = (),
-) -> FittedHead:
-    """Train a linear head on frozen features N x D: simple first, and done in seconds.
-
-    Features are standardised for training and the scales folded into the weights after it.
-    """
-    mean, scale = _mean_and_scale(features)
-    settings = TrainingSettings(
-        epochs=_HEAD_EPOCHS,
-        batch_size=min(256, max(8, len(features) // 16)),
-        learning_rate=_HEAD_RATE,
-        optimizer="adamw",
-        weight_decay=_HEAD_WEIGHT_DECAY,
-        label_smoothing=0.0,
-        head=head,
-        learn_none=learn_none,
-        precision="fp32",
-        device=device,
-        deterministic=deterministic,
-        seed=seed,
-    )
-    linear_head = LinearHead(features.shape[1], class_count, mean, scale)
-    history = Trainer(
-        linear_head,
-        Arrays(features, targets),
-        Arrays(validation_features, validation_targets),
-        settings,
-        task,
-        callbacks=callbacks,
-    ).fit()
-    linear = linear_head.linear
-    weight = linear.weight.detach().cpu() / torch.from_numpy(scale)
-    bias = linear.bias.detach().cpu() - weight @ torch.from_numpy(mean)
-    return FittedHead(weight, bias, history)
-
-
-def _mean_and_scale(features: Floats) -> tuple[Floats, Floats]:
-    """Per feature, D each; block by block, since the features may lie in a file."""
-    count, width = features.shape
-    total, squares = np.zeros(width), np.zeros(width)
-    for block in blocks(features):
-        total += block.sum(axis=0, dtype=np.float64)
-        squares += (block.astype(np.float64) ** 2).sum(axis=0)
-    mean = total / count
-    deviation = np.sqrt(np.maximum(0, squares / count - mean**2))
-    return mean.astype(np.float32), (deviation + 1e-6).astype(np.float32)
 
 
 def fine_tune(
@@ -185,16 +86,16 @@ def fine_tune(
     with file_of_rows(folder) as keep:
         head = _fit_head_of(network, fit, validation, settings, task, callbacks, keep)
     if settings.epochs == 0:
-        return FineTuned(head.history, None, LINEAR_HEAD_KEPT)
+        return FineTuned(head.history, None, LINEAR_HEAD_KEPT, head.weight_decay)
     frozen = copy.deepcopy(network.state_dict())
     trainer = body_trainer(
         network, body_fit or fit, validation, settings, task, [*callbacks, *body_callbacks]
     )
     history = trainer.fit()
     if keep_fine_tuned or history.metric > head.history.metric:
-        return FineTuned(head.history, history, "fine-tuned")
+        return FineTuned(head.history, history, "fine-tuned", head.weight_decay)
     network.load_state_dict(frozen)
-    return FineTuned(head.history, history, LINEAR_HEAD_KEPT)
+    return FineTuned(head.history, history, LINEAR_HEAD_KEPT, head.weight_decay)
 
 
 def body_trainer(
@@ -251,7 +152,7 @@ def _fit_head_of(
     parts: Iterator[Any] = (ChosenRows(fit.images, rows) for rows in _parts_of(len(fit.images)))
     features = keep(predict_all(network, part, world=world)[1] for part in parts)
     _, validation_features = predict_all(network, validation.images, world=world)
-    head = fit_head(
+    head = choose_head(
         features,
         fit.targets,
         validation_features,

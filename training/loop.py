@@ -74,7 +74,7 @@ class Trainer:
     `NONE_OF_THEM` are left out. `groups` are the optimizer's parameter groups, each with its
     own `peak` rate; None takes the whole network at `settings.learning_rate`.
 
-    >>> from training.fine_tuning import LinearHead
+    >>> from training.linear_head import LinearHead
     >>> xor = Arrays(np.eye(4, dtype=np.float32), np.array([0, 1, 1, 0]))
     >>> settings = TrainingSettings(epochs=30, batch_size=4, precision="fp32", device="cpu")
     >>> trainer = Trainer(LinearHead(4, 2), xor, xor, settings, "single")

@@ -33,6 +33,7 @@ from training.fine_tuning import (
 from training.history import TrainingHistory
 from training.image_sizes import image_sizes
 from training.learning_rate import Sweep, find_learning_rate
+from training.linear_head import WEIGHT_DECAYS
 from training.loading import LoadedSplit
 from training.loop import Trainer
 from training.loss import metric_name
@@ -70,6 +71,7 @@ class Outcome:
     kept: str  # of `FineTuned`, or all layers
     settings: TrainingSettings
     baselines: dict[str, float]  # validation metrics of simpler models
+    head_weight_decay: float = WEIGHT_DECAYS[0]  # where the head was fitted by itself
 
 
 def run_training(
@@ -203,6 +205,7 @@ def _register(
         foreign=prepared.foreign,
         head=outcome.settings.head,
         is_body_frozen=outcome.kept == LINEAR_HEAD_KEPT,
+        head_weight_decay=outcome.head_weight_decay,
         objective=prepared.objective,
         per_class_thresholds=request.per_class_thresholds is not False,
         intended_use=request.intended_use.strip(),
@@ -330,7 +333,15 @@ def _train_once(
     )
     # The linear head is no baseline of itself.
     simple = {LINEAR_HEAD: tuned.head_history.metric} if tuned.kept != LINEAR_HEAD_KEPT else {}
-    return Outcome(network, tuned.history, tuned.body_history, tuned.kept, settings, simple)
+    return Outcome(
+        network,
+        tuned.history,
+        tuned.body_history,
+        tuned.kept,
+        settings,
+        simple,
+        tuned.head_weight_decay,
+    )
 
 
 def _checkpoint(
@@ -372,7 +383,13 @@ def _settings_of_kept(outcome: Outcome) -> TrainingSettings:
     settings, history = outcome.settings, outcome.history
     if outcome.kept == LINEAR_HEAD_KEPT:
         rate = float(f"{max(history.learning_rates):.3g}")
-        return replace(settings, epochs=len(history.epochs), learning_rate=rate, optimizer="adamw")
+        return replace(
+            settings,
+            epochs=len(history.epochs),
+            learning_rate=rate,
+            optimizer="adamw",
+            weight_decay=outcome.head_weight_decay,
+        )
     if outcome.kept == "fine-tuned":
         lowest = settings.body_learning_rate or settings.learning_rate / 100
         return replace(settings, body_learning_rate=lowest, freeze_batch_norm=True)

@@ -7,9 +7,9 @@ import pytest
 
 from monitoring.outlier import KNN_AND_VIM, OutlierModel
 from training.cross_fitting import can_cross_fit, cross_fitted_scores
-from training.fine_tuning import fit_head
+from training.linear_head import fit_head
 
-CLASSES = 3
+CLASSES, WEIGHT_DECAY = 3, 1.0
 
 
 def embeddings(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,6 +29,7 @@ def cross_fitted(embedding: np.ndarray, targets: np.ndarray, seed: int) -> np.nd
         detector=KNN_AND_VIM,
         class_count=CLASSES,
         task="single",
+        weight_decay=WEIGHT_DECAY,
         seed=seed,
     )
 
@@ -45,7 +46,13 @@ def test_the_flag_rate_on_new_images_is_that_asked_for() -> None:
     for seed in range(4):
         fit, targets = embeddings(120, seed)
         new, _ = embeddings(2000, 1000 + seed)
-        head = fit_head(fit, targets, fit, targets, class_count=CLASSES, task="single", seed=seed)
+        head = fit_head(
+            *(fit, targets, fit, targets),
+            class_count=CLASSES,
+            task="single",
+            weight_decay=WEIGHT_DECAY,
+            seed=seed,
+        )
         weight, bias = head.weight.numpy(), head.bias.numpy()
         model = OutlierModel.fit(fit, fit @ weight.T + bias)
         new_scores = model.score(new, new @ weight.T + bias)[0]

@@ -20,13 +20,12 @@ from training import fine_tuning
 from training.augment import shrink
 from training.callbacks import AverageWeights, Callback
 from training.fine_tuning import (
-    LinearHead,
     body_trainer,
     fine_tune,
-    fit_head,
     layer_groups,
     train_from_scratch,
 )
+from training.linear_head import LinearHead
 from training.loading import NONE_OF_THEM
 from training.loop import Arrays, Trainer, predict_all
 from training.loss import class_weights, loss_for, metric, row_weights
@@ -324,20 +323,6 @@ def test_frozen_batch_norm_keeps_its_statistics_and_others_move() -> None:
 
     assert not moved(freeze=True)
     assert moved(freeze=False)
-
-
-def test_fitted_head_takes_raw_features_of_any_scale() -> None:
-    random = np.random.default_rng(0)
-    targets = random.integers(0, 3, 300)
-    features = random.normal(size=(300, 5)).astype(np.float32)
-    features[np.arange(300), targets] += 4
-    features = features * np.array([1, 100, 0.01, 5, 1], np.float32) + 50
-    head = fit_head(
-        features[:200], targets[:200], features[200:], targets[200:], class_count=3, task="single"
-    )
-    logits = (torch.from_numpy(features[200:]) @ head.weight.T + head.bias).numpy()
-    assert metric(logits, targets[200:], "single") == pytest.approx(head.history.metric, abs=0.02)
-    assert head.history.metric > 0.9
 
 
 def pretrained() -> Network:

@@ -23,8 +23,8 @@ from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.errors import SettingsError
-from training.fine_tuning import LinearHead
 from training.history import TrainingHistory
+from training.linear_head import LinearHead
 from training.loop import Arrays, Trainer
 from training.settings import TrainingSettings
 from training.tracking import MLflow, TensorBoard, Tracker, open_tracker, run_folder
