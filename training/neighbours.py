@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.embedding import penultimate_columns
 from model.engines import Engine, Outputs
 from model.errors import PlumblineError
 from model.images import Pixels
@@ -70,18 +71,24 @@ class NearImage:
 
 @dataclass(frozen=True)
 class Bank:
-    """Images to fit on, with their embedding B x D by the engine."""
+    """Images to fit on, with their penultimate embedding B x D by the engine.
+
+    `columns` are those of it in whole embeddings: the layer that the head reads is the one in which
+    images of a class lie together, whatever layers the outlier score reads.
+    """
 
     images: Any
     names: Sequence[str]
     truth: list[list[str]]
     embedding: Floats
+    columns: slice
 
     def near(self, answers: Answers, row: int) -> tuple[NearImage, ...]:
         """The nearest to one answer; never the image itself."""
         is_fit = answers.split == Split.FIT
         own = [at for at, name in enumerate(self.names) if is_fit and name == answers.names[row]]
-        found = nearest(answers.outputs.embedding[row], self.embedding, NEIGHBOURS, tuple(own))
+        asked = answers.outputs.embedding[row, self.columns]
+        found = nearest(asked, self.embedding, NEIGHBOURS, tuple(own))
         return tuple(
             NearImage(
                 self.names[its.row],
@@ -116,4 +123,6 @@ def bank_of(
     known = outputs.get(Split.FIT) if training is opened else None
     embedding = run_engine(engine, images).embedding if known is None else known.embedding[chosen]
     truth = opened.decider().label_names(rows.targets[chosen])
-    return Bank(images, [rows.names[row] for row in chosen], truth, embedding), ""
+    columns = penultimate_columns(opened.manifest.embedding_parts)
+    names = [rows.names[row] for row in chosen]
+    return Bank(images, names, truth, embedding[:, columns], columns), ""

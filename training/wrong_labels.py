@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.decision import Task
+from model.embedding import penultimate_columns
 from model.engines import Outputs
 from model.images import Pixels
 from training.evaluate import Decider, Reopened
@@ -73,7 +74,7 @@ def wrong_labels(
         learned = opened.own and name is Split.FIT
         chances = (
             held_out_probabilities(
-                given.embedding,
+                given.embedding[:, penultimate_columns(opened.manifest.embedding_parts)],
                 rows.targets,
                 class_count=len(decider.classes),
                 task=decider.task,
