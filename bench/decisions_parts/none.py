@@ -6,8 +6,8 @@
 `fashion`: Fashion-MNIST without three garments, which each seeded draw leaves out of every
 split, trained by `plumbline train --none --none-loss 0.05 --head HEAD`. Of the test images of the
 other seven at most 5 % should get no label or a flag; at least 85 % of the foreign images
-(`foreign_kinds`) and 50 % of the test images of the three garments should. Beside it the softmax baseline: a
-threshold on the best probability alone, that loses 5 % of the validation images.
+(`foreign_kinds`) and 50 % of the test images of the three garments should. Beside it the softmax
+baseline: a threshold on the best probability alone, that loses 5 % of the validation images.
 
 `emoji`: two of the seven categories left out, by a linear head (`--epochs 0`) and fine-tuned
 (`--keep-fine-tuned`): AUROC of the outlier score on each far kind (at least 0.96), on near kinds,
