@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.decision import Task
 from training.linear_head import WEIGHT_DECAYS, choose_head, fit_head
 from training.loss import metric
 
@@ -48,3 +49,21 @@ def test_few_features_of_many_images_are_hardly_held_back() -> None:
     strongest = fit_head(*data, class_count=3, task="single", weight_decay=WEIGHT_DECAYS[0])
     assert chosen.weight_decay < WEIGHT_DECAYS[0]
     assert chosen.loss < strongest.loss
+
+
+@pytest.mark.parametrize("task", ["multi", "single"])
+def test_rare_labels_are_as_rare_as_they_are_where_features_tell_nothing(task: Task) -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(400, 20)).astype(np.float32)
+    targets = (np.arange(400) % 40 == 0).astype(np.int64)  # 10 of 400
+    if task == "multi":
+        targets = np.stack([targets, np.roll(targets, 1)], axis=1).astype(np.float32)
+    head = fit_head(
+        *(features, targets, features, targets),
+        class_count=2,
+        task=task,
+        weight_decay=WEIGHT_DECAYS[0],
+    )
+    logits = torch.from_numpy(features) @ head.weight.T + head.bias
+    chances = torch.sigmoid(logits) if task == "multi" else torch.softmax(logits, dim=1)
+    assert chances[:, 1].mean().item() == pytest.approx(10 / 400, abs=0.01)
