@@ -57,7 +57,7 @@ def serve(settings: ServiceSettings) -> None:
             settings.port,
             workers=workers,
             folder=Path(own),
-            stop_seconds=settings.drain_seconds + settings.stop_seconds,
+            stop_seconds=settings.drain_grace_seconds + settings.stop_seconds,
         )
 
 
