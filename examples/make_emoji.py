@@ -30,7 +30,7 @@ CATEGORIES = (
     "Smileys & Emotion",
     "Travel & Places",
 )
-LEAST_IMAGES = 8  # of a word, that makes it a label
+LEAST_IMAGES = 15  # of a word, that makes it a label
 NO_LABELS = frozenset({"and", "of", "on", "or", "the", "with"})
 
 

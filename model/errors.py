@@ -88,7 +88,8 @@ class ServiceError(PlumblineError):
         status: int | None = None,
         retry_after_seconds: int | None = None,
     ) -> None:
-        super().__init__(f"{code}: {message}")
+        named = code if status is None else f"{code} ({status})"
+        super().__init__(f"{named}: {message}")
         self.code = code
         self.message = message
         self.status = status

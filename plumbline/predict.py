@@ -1,35 +1,107 @@
 """`plumbline predict`: images from files, judged here or by a running service.
 
-Both ways give rows of the form of the service's answer, with `file` beside it.
+Both ways give rows of the form of the service's answer, with `file` and `model` beside it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, get_args
 
 from model.engine_names import EngineName, Precision
 from model.engines import load_engine
-from model.errors import ImageError, ImageErrorCode, ServiceError
+from model.errors import ImageError, ImageErrorCode, PlumblineError, ServiceError
 from model.images import Pixels, prepare
 from model.store import ModelStore
-from plumbline.client import Client, Prediction, Predictions
+from plumbline.client import AsyncClient, Prediction, Predictions, Retries
+from plumbline.image_files import ImageFile, in_requests
 from service.predictor import Judgement, Predictor
 
-BATCH = 32  # images
-REQUEST_BYTES = 32 * 2**20  # half of what a service takes by default
-TRIES = 5  # of a request that a busy service turns away
-LONGEST_WAIT_SECONDS = 30
+BATCH = 32  # images judged together, here
+REQUEST_IMAGES = 16
+REQUEST_BYTES = 16 * 2**20  # of image files
+OVERHEAD_BYTES = 1_024  # of a part of a request, beside its image: generously
+CONCURRENCY = 4  # requests in flight
+RETRIES = 8  # of a request that a busy service turns away: about a minute in all
 
-_IMAGE_CODES = frozenset(get_args(ImageErrorCode))
+IMAGE_CODES = frozenset(get_args(ImageErrorCode))
+UNREADABLE = "unreadable"  # the code of a file that cannot be read
+
+Row = dict[str, Any]
 
 
-def predict_here(
-    files: Sequence[Path],
+@dataclass(frozen=True)
+class Question:
+    """What the answer depends on, apart from the image."""
+
+    name: str
+    version: str
+    alpha: float
+    coverage: float | None = None
+    augment: bool = False
+
+    @property
+    def model(self) -> dict[str, str]:
+        """As it stands in a row."""
+        return {"name": self.name, "version": self.version}
+
+
+class Judge(Protocol):
+    """Judges image files, here or far away."""
+
+    question: Question
+    most_images: int
+    most_bytes: int
+    concurrency: int
+
+    async def judge(self, files: Sequence[ImageFile]) -> list[Row]:
+        """A row for each file, in order; what is one image's fault is an error in its row."""
+
+
+Judging = AbstractAsyncContextManager[Judge]
+Keep = Callable[[Sequence[ImageFile], list[Row]], None]
+
+
+def predict_all(files: Sequence[ImageFile], judging: Judging) -> list[Row]:
+    """A row for each file, in order. Raises `ServiceError` for what is no image's fault."""
+    rows: dict[ImageFile, Row] = {}
+
+    async def run() -> None:
+        async with judging as judge:
+            await judge_all(
+                judge, files, lambda some, theirs: rows.update(zip(some, theirs, strict=True))
+            )
+
+    asyncio.run(run())
+    return [rows[file] for file in files]
+
+
+async def judge_all(judge: Judge, files: Sequence[ImageFile], keep: Keep) -> None:
+    """Judge files, some at a time; `keep` gets the rows of each time as they come.
+
+    The first error ends it, when what is under way at that moment is done and kept.
+    """
+    left = in_requests(files, most_images=judge.most_images, most_bytes=judge.most_bytes)
+    errors: list[Exception] = []
+
+    async def work() -> None:
+        while not errors and (some := next(left, None)) is not None:
+            try:
+                keep(some, await judge.judge(some))
+            except (PlumblineError, OSError) as error:
+                errors.append(error)
+
+    await asyncio.gather(*(work() for _ in range(judge.concurrency)))
+    if errors:
+        raise errors[0]
+
+
+@asynccontextmanager
+async def judging_here(
     store: ModelStore,
     reference: str | None,
     *,
@@ -39,8 +111,8 @@ def predict_here(
     alpha: float | None = None,
     coverage: float | None = None,
     augment: bool = False,
-) -> list[dict[str, Any]]:
-    """Judge files in this process; `reference` None takes the champion of `model`.
+) -> AsyncIterator[Judge]:
+    """A version in this process; `reference` None takes the champion of `model`.
 
     `precision` and `alpha` None leave them to the version, as the service does; `augment` averages
     over several views of each image. With a `coverage` every good row has the `set` too. Raises
@@ -50,86 +122,137 @@ def predict_here(
     bundle = store.load(version)
     loaded = load_engine(engine, bundle, threads=os.cpu_count() or 1, precision=precision)
     predictor = Predictor(bundle, loaded, stage=version.stage, alpha=alpha, augment=augment)
-    least = None if coverage is None else predictor.least_probability(coverage)
-    return [row for chunk in _chunks(files) for row in _judge(chunk, predictor, least)]
+    manifest = bundle.manifest
+    question = Question(manifest.name, manifest.version, predictor.alpha, coverage, augment)
+    yield LocalJudge(predictor, question)
 
 
-def predict_by_service(
-    files: Sequence[Path], url: str, api_key: str | None, *, coverage: float | None = None
-) -> list[dict[str, Any]]:
-    """Send files to a running service. Raises `ServiceError` for what is no image's fault."""
-    with Client(url, api_key=api_key) as client:
-        return [row for chunk in _chunks(files) for row in _ask(client, chunk, coverage)]
+class LocalJudge:
+    """A version that is loaded here."""
 
+    most_images = BATCH
+    most_bytes = REQUEST_BYTES
+    concurrency = 1
 
-def _ask(client: Client, files: Sequence[Path], coverage: float | None) -> list[dict[str, Any]]:
-    """Rows for the files of one request; where it is refused for its images, one by one."""
-    try:
-        answer = _ask_patiently(client, [file.read_bytes() for file in files], coverage)
-    except ServiceError as error:
-        if error.code not in _IMAGE_CODES:
-            raise
-        if len(files) == 1:
-            return [_failed_row(files[0], error.code, error.message)]
-        return [row for file in files for row in _ask(client, [file], coverage)]
-    return [
-        _served_row(file, prediction)
-        for file, prediction in zip(files, answer.predictions, strict=True)
-    ]
+    def __init__(self, predictor: Predictor, question: Question) -> None:
+        self._predictor = predictor
+        self.question = question
+        coverage = question.coverage
+        self._least = None if coverage is None else predictor.least_probability(coverage)
 
+    async def judge(self, files: Sequence[ImageFile]) -> list[Row]:
+        """In a thread, so that Ctrl-C is heard."""
+        return await asyncio.to_thread(self._judge, files)
 
-def _ask_patiently(client: Client, images: Sequence[bytes], coverage: float | None) -> Predictions:
-    """Ask again when the service is overloaded, as late as it says."""
-    for _ in range(TRIES - 1):
+    def _judge(self, files: Sequence[ImageFile]) -> list[Row]:
+        prepared = [self._prepare(file) for file in files]
+        good = [image for image in prepared if not isinstance(image, dict)]
+        judgements = iter(self._predictor.predict(good) if good else [])
+        return [
+            image if isinstance(image, dict) else self._row(file, next(judgements))
+            for file, image in zip(files, prepared, strict=True)
+        ]
+
+    def _prepare(self, file: ImageFile) -> Pixels | Row:
         try:
-            return client.predict(images, coverage=coverage)
+            return prepare(file.path.read_bytes(), self._predictor.input)
+        except ImageError as error:
+            return _failed_row(file, self.question, error.code, str(error))
+        except OSError as error:
+            return _unreadable_row(file, self.question, error)
+
+    def _row(self, file: ImageFile, judgement: Judgement) -> Row:
+        judged = judgement.as_answer(self._predictor.classes, self._least)
+        return {"file": str(file.path), "model": self.question.model, **judged, "error": None}
+
+
+@asynccontextmanager
+async def judging_by_service(
+    url: str,
+    api_key: str | None,
+    *,
+    coverage: float | None = None,
+    concurrency: int = CONCURRENCY,
+    retries: int = RETRIES,
+) -> AsyncIterator[Judge]:
+    """A running service, which is asked first for its model and its limits.
+
+    Raises `ServiceError` where it cannot be reached, or refuses for what is no image's fault.
+    """
+    async with AsyncClient(url, api_key=api_key, retries=Retries(count=retries)) as client:
+        described = await client.model()
+        try:
+            question = Question(
+                described["name"], described["version"], described["alpha"], coverage
+            )
+        except KeyError as error:
+            raise ServiceError("unreachable", f"{url} tells no {error} of its model") from error
+        yield ServiceJudge(client, question, described.get("limits") or {}, concurrency)
+
+
+class ServiceJudge:
+    """A service, within the limits that it tells; an older one tells none."""
+
+    def __init__(
+        self, client: AsyncClient, question: Question, limits: dict[str, int], concurrency: int
+    ) -> None:
+        self._client = client
+        self.question = question
+        self.concurrency = concurrency
+        self.most_images = min(REQUEST_IMAGES, limits.get("parts", REQUEST_IMAGES))
+        overhead = OVERHEAD_BYTES * self.most_images
+        whole = limits.get("request_bytes", REQUEST_BYTES + overhead)
+        self.most_bytes = min(REQUEST_BYTES, max(whole - overhead, 1))
+        self._image_bytes = limits.get("part_bytes")
+
+    async def judge(self, files: Sequence[ImageFile]) -> list[Row]:
+        """In one request; where the service refuses all its images, in one for each."""
+        found = await asyncio.to_thread(self._read, files)
+        images = {file: image for file, image in found.items() if isinstance(image, bytes)}
+        judged = await self._ask(images)
+        refused = {file: row for file, row in found.items() if isinstance(row, dict)}
+        rows = {**judged, **refused}
+        return [rows[file] for file in files]
+
+    def _read(self, files: Sequence[ImageFile]) -> dict[ImageFile, bytes | Row]:
+        return {file: self._read_one(file) for file in files}
+
+    def _read_one(self, file: ImageFile) -> bytes | Row:
+        if self._image_bytes is not None and file.bytes > self._image_bytes:
+            told = f"{file.bytes} bytes; the service takes at most {self._image_bytes}"
+            return _failed_row(file, self.question, "too_large", told)
+        try:
+            return file.path.read_bytes()
+        except OSError as error:
+            return _unreadable_row(file, self.question, error)
+
+    async def _ask(self, images: dict[ImageFile, bytes]) -> dict[ImageFile, Row]:
+        if not images:
+            return {}
+        try:
+            answer = await self._client.predict(
+                list(images.values()), coverage=self.question.coverage
+            )
         except ServiceError as error:
-            if error.code != "overloaded":
+            if error.code not in IMAGE_CODES:
                 raise
-            wait = 1 if error.retry_after_seconds is None else error.retry_after_seconds
-            time.sleep(min(wait, LONGEST_WAIT_SECONDS))
-    return client.predict(images, coverage=coverage)
+            if len(images) > 1:
+                return await self._ask_one_by_one(images)
+            (file,) = images
+            return {file: _failed_row(file, self.question, error.code, error.message)}
+        return _served_rows(list(images), answer)
+
+    async def _ask_one_by_one(self, images: dict[ImageFile, bytes]) -> dict[ImageFile, Row]:
+        rows: dict[ImageFile, Row] = {}
+        for file, image in images.items():
+            rows |= await self._ask({file: image})
+        return rows
 
 
-def _chunks(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    """In order, each of at most BATCH files and REQUEST_BYTES; a larger file goes alone."""
-    chunk: list[Path] = []
-    room = REQUEST_BYTES
-    for file in files:
-        size = file.stat().st_size
-        if chunk and (len(chunk) == BATCH or size > room):
-            yield chunk
-            chunk, room = [], REQUEST_BYTES
-        chunk.append(file)
-        room -= size
-    if chunk:
-        yield chunk
-
-
-def _judge(
-    files: Sequence[Path], predictor: Predictor, least_probability: float | None
-) -> list[dict[str, Any]]:
-    prepared = [_prepare(file, predictor) for file in files]
-    good = [image for image in prepared if not isinstance(image, ImageError)]
-    judgements = iter(predictor.predict(good) if good else [])
-    return [
-        _failed_row(file, image.code, str(image))
-        if isinstance(image, ImageError)
-        else _judged_row(file, next(judgements), predictor, least_probability)
-        for file, image in zip(files, prepared, strict=True)
-    ]
-
-
-def _prepare(file: Path, predictor: Predictor) -> Pixels | ImageError:
-    try:
-        return prepare(file.read_bytes(), predictor.input)
-    except ImageError as error:
-        return error
-
-
-def _failed_row(file: Path, code: str, message: str) -> dict[str, Any]:
+def _failed_row(file: ImageFile, question: Question, code: str, message: str) -> Row:
     return {
-        "file": str(file),
+        "file": str(file.path),
+        "model": question.model,
         "labels": [],
         "probabilities": {},
         "out_of_domain": None,
@@ -137,17 +260,23 @@ def _failed_row(file: Path, code: str, message: str) -> dict[str, Any]:
     }
 
 
-def _judged_row(
-    file: Path, judgement: Judgement, predictor: Predictor, least_probability: float | None
-) -> dict[str, Any]:
-    judged = judgement.as_answer(predictor.classes, least_probability)
-    return {"file": str(file), **judged, "error": None}
+def _unreadable_row(file: ImageFile, question: Question, error: OSError) -> Row:
+    return _failed_row(file, question, UNREADABLE, error.strerror or str(error))
 
 
-def _served_row(file: Path, prediction: Prediction) -> dict[str, Any]:
+def _served_rows(files: Sequence[ImageFile], answer: Predictions) -> dict[ImageFile, Row]:
+    model = {"name": answer.model.name, "version": answer.model.version}
+    return {
+        file: _served_row(file, model, prediction)
+        for file, prediction in zip(files, answer.predictions, strict=True)
+    }
+
+
+def _served_row(file: ImageFile, model: dict[str, str], prediction: Prediction) -> Row:
     foreign, error = prediction.out_of_domain, prediction.error
-    row: dict[str, Any] = {
-        "file": str(file),
+    row: Row = {
+        "file": str(file.path),
+        "model": model,
         "id": prediction.id,
         "labels": list(prediction.labels),
         "probabilities": prediction.probabilities,

@@ -141,7 +141,8 @@ class Door:
     async def model(self, request: Request) -> Response:
         """GET /v1/model: what is in force."""
         self._clients.admit(request, "predict")
-        return json_response(_model_description(self._predictor()))
+        description = _model_description(self._predictor())
+        return json_response({**description, "limits": self._settings.request_limits})
 
     async def alive(self, request: Request) -> Response:
         """GET /livez and /healthz: the process answers."""

@@ -167,3 +167,12 @@ class ServiceSettings(MonitoringSettings):
             least_side_pixels=self.limit_least_side_pixels,
             aspect=self.limit_aspect,
         )
+
+    @property
+    def request_limits(self) -> dict[str, int]:
+        """What clients have to keep to, as `/v1/model` tells them."""
+        return {
+            "parts": self.limit_parts,
+            "part_bytes": self.limit_part_bytes,
+            "request_bytes": self.limit_request_bytes,
+        }

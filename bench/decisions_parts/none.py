@@ -1,12 +1,13 @@
 """None of the classes: what a single-label model does with images of none of them.
 
     .venv/bin/python bench/decisions.py none [--data fashion emoji] [--draws 0 1 2 3 4]
+        [--head softmax]
 
 `fashion`: Fashion-MNIST without three garments, which each seeded draw leaves out of every
-split, trained by `plumbline train --none --none-loss 0.05`. Of the test images of the other seven
-at most 5 % should get no label or a flag; at least 85 % of the foreign images (`foreign_kinds`)
-and 50 % of the test images of the three garments should. Beside it the softmax baseline: a
-threshold on the best probability alone, that loses 5 % of the validation images.
+split, trained by `plumbline train --none --none-loss 0.05 --head HEAD`. Of the test images of the
+other seven at most 5 % should get no label or a flag; at least 85 % of the foreign images
+(`foreign_kinds`) and 50 % of the test images of the three garments should. Beside it the softmax
+baseline: a threshold on the best probability alone, that loses 5 % of the validation images.
 
 `emoji`: two of the seven categories left out, by a linear head (`--epochs 0`) and fine-tuned
 (`--keep-fine-tuned`): AUROC of the outlier score on each far kind (at least 0.96), on near kinds,
@@ -57,11 +58,12 @@ def main() -> None:
         "--data", nargs="+", choices=["fashion", "emoji"], default=["fashion", "emoji"]
     )
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--head", choices=["softmax", "sigmoid"], default="softmax")
     options = parser.parse_args()
     print_machine("torch", "openvino", "numpy")
     reached = True
     if "fashion" in options.data:
-        reached &= fashion(options.draws)
+        reached &= fashion(options.draws, options.head)
     if "emoji" in options.data:
         for name, training in (
             ("linear head", ("--epochs", "0")),
@@ -71,14 +73,14 @@ def main() -> None:
     sys.exit(0 if reached else 1)
 
 
-def fashion(draws: Sequence[int]) -> bool:
+def fashion(draws: Sequence[int], head: str) -> bool:
     """Print each draw and the means; whether they reach the floors."""
     rows = []
     for draw in draws:
         left_out = np.sort(np.random.default_rng(draw).permutation(10)[:GARMENTS])
         with tempfile.TemporaryDirectory() as folder:
             held_out = write_without(Path(folder, "data"), left_out)
-            options = ("--none", "--none-loss", str(LOSS), "--seed", str(draw))
+            options = ("--none", "--none-loss", str(LOSS), "--seed", str(draw), "--head", head)
             version = train(Path(folder, "data"), Path(folder, "home"), options)
             opened, engine = open_trained(Path(folder, "home"), version)
             decider, spec = opened.decider(), opened.manifest.input
@@ -93,7 +95,9 @@ def fashion(draws: Sequence[int]) -> bool:
     foreign = np.mean(
         [its for kind, its in means.items() if kind not in ("in class", LEFT_OUT)], axis=0
     )
-    print(f"fashion, share with no label or a flag (softmax alone), mean of {len(rows)} draws")
+    print(
+        f"fashion, {head}, share with no label or a flag (softmax alone), mean of {len(rows)} draws"
+    )
     for kind, its in means.items():
         spread = [row[kind][0] for row in rows]
         print(

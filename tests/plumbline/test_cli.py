@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 from model.network import default_input_spec
 from plumbline.cli import main
+from plumbline.client import AsyncClient, Client, Predictions
 from training.loading import load
 from training.sources import open_source
 
@@ -83,6 +87,57 @@ def test_predict_writes_json_lines_and_tells_of_bad_files(
     assert done.returncode == 1
     assert [row["error"] is None for row in rows] == [True, True, True, False]
     assert rows[3]["error"]["code"] == "undecodable"
+
+
+def test_bulk_predictions_here_and_by_the_service_agree_and_go_on(
+    trained, server, pictures, tmp_path, run_plumbline
+):
+    (pictures / "3.jpg").write_bytes(b"\xff\xd8\xff broken")
+    here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
+
+    def judged(out: Path, *options: str) -> int:
+        command = ("predict", pictures, "--out", out, "--json", *options)
+        done = run_plumbline(*command, home=trained.path, check=False)
+        assert done.returncode == 1, done.stderr  # of the broken one
+        summary = json.loads(done.stdout)
+        assert (summary["model"], summary["errors"]) == (trained.tag, 1)
+        return int(summary["judged"])
+
+    assert (judged(here), judged(there, "--url", server.url)) == (4, 4)
+    Image.new("RGB", (28, 28)).save(pictures / "0.webp")
+    assert (judged(here), judged(there, "--url", server.url)) == (1, 1)
+    local, served = (pyarrow.parquet.read_table(path).to_pylist() for path in (here, there))
+    assert [Path(row["file"]).name for row in local] == [
+        *("0.png", "0.webp", "1.png", "2.png", "3.jpg")
+    ]
+    assert [row["error_code"] for row in local] == [None] * 4 + ["undecodable"]
+    assert [row["labels"] for row in local[::2]] == [["ankle boot"], ["pullover"], []]
+    assert all(row["id"] for row in served[:4])
+    for one, other in zip(local, served, strict=True):
+        for name in ("file", "bytes", "modified", "labels", "error_code", "model_version"):
+            assert one[name] == other[name]
+        chances = dict(other["probabilities"])
+        for name, chance in one["probabilities"]:
+            assert chances[name] == pytest.approx(chance, abs=0.005)
+    best = max(chance for _, chance in local[0]["probabilities"])
+    assert local[0]["best_probability"] == best
+    assert local[0]["p_value"] == pytest.approx(served[0]["p_value"], abs=0.005)
+
+
+def test_the_async_client_and_the_plain_one_are_told_the_same(server, pictures):
+    images = [path.read_bytes() for path in sorted(pictures.iterdir())]
+
+    async def ask() -> tuple[Predictions, dict[str, Any]]:
+        async with AsyncClient(server.url) as client:
+            assert await client.is_ready()
+            return await client.predict(images), await client.model()
+
+    with Client(server.url) as client:
+        answer, model = client.predict(images), client.model()
+    theirs, their_model = asyncio.run(ask())
+    assert (answer.model, model) == (theirs.model, their_model)
+    assert model["limits"] == {"parts": 64, "part_bytes": 10 * 2**20, "request_bytes": 64 * 2**20}
+    assert [its.labels for its in answer.predictions] == [its.labels for its in theirs.predictions]
 
 
 def test_verify_tells_an_intact_version_from_a_corrupt_one(trained, tmp_path, run_plumbline):

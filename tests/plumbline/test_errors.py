@@ -10,8 +10,8 @@ from sqlalchemy.exc import OperationalError
 
 from model.state import versions, write_transaction
 from plumbline import predict as predict_module
-from plumbline import predict_command
 from plumbline.cli import PlumblineGroup, main
+from plumbline.image_files import find_images
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def test_a_broken_pipe_is_left_to_click():
 def test_a_folder_with_the_name_of_an_image_is_no_image(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "folder.jpg" / "image.png")
-    assert predict_command._image_files(tmp_path) == [tmp_path / "folder.jpg" / "image.png"]
+    found = [file.path for file in find_images(tmp_path)]
+    assert found == [tmp_path / "folder.jpg" / "image.png"]
 
 
 def test_a_keys_file_that_cannot_be_written_is_told(run, tmp_path, monkeypatch):

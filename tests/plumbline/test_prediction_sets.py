@@ -19,7 +19,8 @@ from model.settings import ModelSettings
 from model.store import ModelStore
 from plumbline.cli import main
 from plumbline.client import Client, ServiceError
-from plumbline.predict import predict_here
+from plumbline.image_files import ImageFile
+from plumbline.predict import judging_here, predict_all
 from service.errors import RequestError
 from service.http import _least_probability, _model_description
 from service.predictor import Predictor
@@ -145,11 +146,11 @@ def test_an_older_version_serves_and_refuses_sets_with_the_command_that_mends_it
     older, trained, pictures
 ):
     store, tag = older
-    images = sorted(pictures.glob("0*.png"))
-    assert predict_here(images, store, tag)[0]["labels"] == ["ankle boot"]
+    images = [ImageFile.of(path) for path in sorted(pictures.glob("0*.png"))]
+    assert predict_all(images, judging_here(store, tag))[0]["labels"] == ["ankle boot"]
     mends = r"plumbline train --data \.\.\. --name older"
     with pytest.raises(CoverageError, match=mends):
-        predict_here(images, store, tag, coverage=0.9)
+        predict_all(images, judging_here(store, tag, coverage=0.9))
     with pytest.raises(CoverageError, match=mends):
         evaluate_version(store, tag, str(trained.data), coverage=0.9)
     bundle = store.load(store.find(tag))
