@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -56,7 +56,7 @@ class PlumblineSettings(BaseSettings):
 
 
 class ModelSettings(PlumblineSettings):
-    """Where things live and which model is meant."""
+    """Where things live, which model is meant, and how it is told what goes on."""
 
     home: Path = Field(
         default=Path("var"),
@@ -71,6 +71,11 @@ class ModelSettings(PlumblineSettings):
     model: str | None = Field(
         default=None,
         description="Name of the model to serve. Default: the only name that has a champion.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="Form of the lines that the service and the monitor log: text, or json, one "
+        "object a line.",
     )
 
     @property

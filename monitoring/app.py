@@ -62,7 +62,7 @@ def run_monitor(settings: MonitoringSettings) -> None:
             " alone; listen on 127.0.0.1 and reach it through an SSH tunnel or your own proxy"
         )
     check_address(host, port, "PLUMBLINE_MONITOR_ON")
-    configure_logging()
+    configure_logging(settings.log_format)
     with only_one(settings.home.absolute() / "monitor"):
         store = ModelStore(settings)
         process = MonitorProcess(

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from model.errors import ImageError
 from model.formats import Format, Header
 from model.images import ImageProperties, InputSpec, Pixels, check, prepare_checked, properties
-from service.errors import RequestError, deadline_exceeded
+from service.errors import DropReason, RequestError, deadline_exceeded
 from service.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ _BYTES_A_PIXEL: dict[Format, int] = {"jpeg": 4, "png": 16, "webp": 16}
 _PLAIN_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 
 OnBytes = Callable[[int], None]
+OnDrop = Callable[[DropReason, int], None]
 
 
-def _uncounted(count: int) -> None:
+def _uncounted(*_: object) -> None:
     """For callers that keep no count."""
 
 
@@ -83,10 +84,14 @@ class ByteBudget:
 
 
 class Admission:
-    """Turns a request into images that are ready for the network."""
+    """Turns a request into images that are ready for the network.
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    `on_drop` hears of images that are given up before they are decoded.
+    """
+
+    def __init__(self, settings: ServiceSettings, *, on_drop: OnDrop = _uncounted) -> None:
         self._settings = settings
+        self._on_drop = on_drop
         self._limits = settings.image_limits
         self._budget = ByteBudget(settings.limit_decoded_bytes)
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
@@ -95,16 +100,18 @@ class Admission:
         """Stop the decoding threads."""
         self._threads.shutdown()
 
-    async def read_images(self, request: Request, *, on_bytes: OnBytes = _uncounted) -> list[bytes]:
+    async def read_images(
+        self, request: Request, *, deadline: float | None = None, on_bytes: OnBytes = _uncounted
+    ) -> list[bytes]:
         """Read the body: the images' bytes in order.
 
         `on_bytes` hears of every chunk before it is kept, and may refuse it. Raises
-        `RequestError`.
+        `RequestError`, `deadline_exceeded` at `deadline` by the event loop's clock.
         """
         content_type, boundary = _content_type(request)
         if content_type == "multipart/form-data":
             limit = self._settings.limit_request_bytes
-            body = await self.read_body(request, limit, on_bytes=on_bytes)
+            body = await self.read_body(request, limit, deadline=deadline, on_bytes=on_bytes)
             return split_multipart(body, boundary, self._settings.limit_parts)
         if content_type not in _PLAIN_TYPES and not content_type.startswith("image/"):
             raise RequestError(
@@ -113,20 +120,30 @@ class Admission:
                 " or multipart/form-data with parts named 'image'",
             )
         limit = self._settings.limit_part_bytes
-        return [await self.read_body(request, limit, on_bytes=on_bytes)]
+        return [await self.read_body(request, limit, deadline=deadline, on_bytes=on_bytes)]
 
     async def read_body(
-        self, request: Request, limit: int, *, on_bytes: OnBytes = _uncounted
+        self,
+        request: Request,
+        limit: int,
+        *,
+        deadline: float | None = None,
+        on_bytes: OnBytes = _uncounted,
     ) -> bytes:
         """Read a body of at most `limit` bytes, without reading the rest of a longer one."""
         check_encoding(request)
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
             raise _too_large(int(declared), limit)
+        given_up = asyncio.get_running_loop().time() + self._settings.body_timeout_seconds
+        is_due_first = deadline is not None and deadline < given_up
         try:
-            async with asyncio.timeout(self._settings.body_timeout_seconds):
+            async with asyncio.timeout_at(deadline if is_due_first else given_up):
                 return await _collect(request.stream(), limit, on_bytes)
         except TimeoutError:
+            if is_due_first:
+                self._on_drop("deadline", 1)
+                raise deadline_exceeded({"Connection": "close"}) from None
             raise RequestError(
                 "too_slow",
                 f"the body did not arrive within {self._settings.body_timeout_seconds:g} seconds",
@@ -152,15 +169,22 @@ class Admission:
     ) -> list[Admitted | ImageError]:
         """`admit` for every image of a request; a bad one gives its error in its place.
 
-        Raises `RequestError` `deadline_exceeded` at `deadline`, by the event loop's clock.
+        Raises `RequestError` `deadline_exceeded` at `deadline`, by the event loop's clock. Then,
+        and when it is cancelled, what has not begun is not decoded.
         """
         try:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise TimeoutError  # not after a first step of the work
             async with asyncio.timeout_at(deadline):
                 if len(images) == 1:  # the common case needs no task
                     return [await self._admit_or_error(images[0], spec)]
                 return await asyncio.gather(*(self._admit_or_error(data, spec) for data in images))
         except TimeoutError:
+            self._on_drop("deadline", len(images))
             raise deadline_exceeded() from None
+        except asyncio.CancelledError:
+            self._on_drop("client_gone", len(images))
+            raise
 
     async def _admit_or_error(self, data: bytes, spec: InputSpec) -> Admitted | ImageError:
         try:

@@ -29,7 +29,7 @@ class DoorService(Service[Any]):  # type: ignore[misc]
         # Imported here: the process that only starts the workers needs none of it.
         from service.worker import Worker
 
-        configure_logging()
+        configure_logging(SETTINGS.log_format)
         try:
             return Worker(SETTINGS).app
         except PlumblineError as error:  # an unreachable state database, say

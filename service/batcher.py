@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -16,12 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from service.errors import deadline_exceeded, overloaded
+from service.drain_rate import DrainRate
+from service.errors import DropReason, deadline_exceeded, overloaded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 log = logging.getLogger("plumbline.batcher")
+
+_LONGEST_RETRY_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -30,6 +32,7 @@ class _Pending(Generic[Item, Result]):
     item: Item
     answer: asyncio.Future[tuple[Result, float, float]]
     arrived: float
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +57,20 @@ class Batcher(Generic[Item, Result]):
         batch_images: int,
         queue_images: int,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+        on_drop: Callable[[DropReason, int], None] = lambda reason, count: None,
     ) -> None:
+        """`on_batch` hears of the size and seconds of every batch, `on_drop` of items that nobody
+        waits for any more when their turn comes: they are not computed.
+        """
         self._run = run
         self._batch_images = batch_images
         self._queue_images = queue_images
         self._on_batch = on_batch
+        self._on_drop = on_drop
         self._queue: deque[_Pending[Item, Result]] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._images_per_second = 10.0
+        self._drain = DrainRate()
         self._loop_task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -85,14 +93,9 @@ class Batcher(Generic[Item, Result]):
         """Images in the queue."""
         return len(self._queue)
 
-    @property
-    def images_per_second(self) -> float:
-        """How fast batches were computed lately."""
-        return self._images_per_second
-
     def retry_after_seconds(self) -> int:
         """Whole seconds in which the present queue will have drained, at least 1."""
-        return max(1, math.ceil(len(self._queue) / self._images_per_second))
+        return self._drain.seconds_until_empty(longest=_LONGEST_RETRY_SECONDS)
 
     def check_room(self, images: int) -> None:
         """Raise `RequestError` `overloaded` unless the queue has room for so many."""
@@ -115,8 +118,11 @@ class Batcher(Generic[Item, Result]):
         self.check_room(len(items))
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
-        pending = [_Pending[Item, Result](key, item, loop.create_future(), now) for item in items]
+        pending = [
+            _Pending[Item, Result](key, item, loop.create_future(), now, deadline) for item in items
+        ]
         self._queue.extend(pending)
+        self._drain.enter(len(items))
         self._arrived.set()
         answers = [entry.answer for entry in pending]
         try:
@@ -139,7 +145,8 @@ class Batcher(Generic[Item, Result]):
             started = time.perf_counter()
             outcomes = await loop.run_in_executor(self._thread, self._compute, batch)
             seconds = time.perf_counter() - started
-            self._note_speed(len(batch), seconds)
+            self._drain.leave(len(batch))
+            self._on_batch(len(batch), seconds)
             for pending, outcome in zip(batch, outcomes, strict=True):
                 if pending.answer.done():
                     continue
@@ -149,12 +156,16 @@ class Batcher(Generic[Item, Result]):
                     pending.answer.set_result((outcome, started - pending.arrived, seconds))
 
     def _take(self) -> list[_Pending[Item, Result]]:
-        """The longest run of items with one key, less those whose request has given up."""
+        """The longest run of items with one key, less those that nobody waits for any more."""
+        now = asyncio.get_running_loop().time()
         batch: list[_Pending[Item, Result]] = []
         while self._queue and len(batch) < self._batch_images:
-            if self._queue[0].answer.done():
+            first = self._queue[0]
+            if first.deadline <= now or first.answer.done():
                 self._queue.popleft()
-            elif batch and self._queue[0].key != batch[0].key:
+                self._drain.leave(1)
+                self._on_drop("deadline" if first.deadline <= now else "client_gone", 1)
+            elif batch and first.key != batch[0].key:
                 break
             else:
                 batch.append(self._queue.popleft())
@@ -173,10 +184,6 @@ class Batcher(Generic[Item, Result]):
                 return [error]
         log.warning("a batch of %d failed as a whole; its items are run one by one", len(batch))
         return [outcome for pending in batch for outcome in self._compute([pending])]
-
-    def _note_speed(self, size: int, seconds: float) -> None:
-        self._on_batch(size, seconds)
-        self._images_per_second += 0.1 * (size / max(seconds, 1e-6) - self._images_per_second)
 
 
 def _unpack(answer: tuple[Result, float, float] | BaseException) -> Answer[Result] | Exception:

@@ -1,4 +1,8 @@
-"""The errors of the HTTP contract: one code, one status each."""
+"""The errors of the HTTP contract: one code, one status each.
+
+RequestError   answered with the error object and its status
+ClientGoneError     answered to nobody: the client has hung up
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,10 @@ Code = Literal[
     "internal",
 ]
 
+# Why a request is turned away that nothing is wrong with, and why an image is given up.
+ShedReason = Literal["queue_full", "memory_full", "starting", "stopping", "state_database"]
+DropReason = Literal["deadline", "client_gone"]
+
 STATUS: dict[str, int] = {
     "empty": 400,
     "malformed": 400,
@@ -45,12 +53,23 @@ assert set(STATUS) == set(get_args(Code)) >= set(get_args(ImageErrorCode))
 
 
 class RequestError(Exception):
-    """A request that is answered with the error object and its status."""
+    """A request that is answered with the error object and its status.
 
-    def __init__(self, code: Code, message: str, headers: dict[str, str] | None = None) -> None:
+    `shed` tells metrics why a request was turned away that nothing is wrong with.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        headers: dict[str, str] | None = None,
+        *,
+        shed: ShedReason | None = None,
+    ) -> None:
         super().__init__(message)
         self.code: Code = code
         self.headers = headers or {}
+        self.shed = shed
 
     @property
     def status(self) -> int:
@@ -58,18 +77,30 @@ class RequestError(Exception):
         return STATUS[self.code]
 
 
-def overloaded(message: str, retry_after_seconds: int) -> RequestError:
+class ClientGoneError(Exception):
+    """The client hung up before its answer; metrics call that status 499, as nginx does."""
+
+    status = 499
+
+
+def overloaded(
+    message: str, retry_after_seconds: int, shed: ShedReason = "queue_full"
+) -> RequestError:
     """The 429 answer; clients are told when to come back."""
-    return RequestError("overloaded", message, {"Retry-After": str(retry_after_seconds)})
+    headers = {"Retry-After": str(retry_after_seconds)}
+    return RequestError("overloaded", message, headers, shed=shed)
 
 
-def unavailable(message: str, retry_after_seconds: int = 1) -> RequestError:
-    """The 503 answer: while starting or draining, and for feedback that cannot be stored."""
-    return RequestError("unavailable", message, {"Retry-After": str(retry_after_seconds)})
+def unavailable(
+    message: str, retry_after_seconds: int = 1, *, shed: ShedReason | None = None
+) -> RequestError:
+    """The 503 answer: while starting or stopping, and for feedback that cannot be stored."""
+    headers = {"Retry-After": str(retry_after_seconds)}
+    return RequestError("unavailable", message, headers, shed=shed)
 
 
-def deadline_exceeded() -> RequestError:
+def deadline_exceeded(headers: dict[str, str] | None = None) -> RequestError:
     """The 504 answer."""
     return RequestError(
-        "deadline_exceeded", "the request could not be answered before its deadline"
+        "deadline_exceeded", "the request could not be answered before its deadline", headers
     )

@@ -83,7 +83,9 @@ class FeedbackDesk:
         except (TimeoutError, SQLAlchemyError) as error:
             log.warning("feedback is turned away: the state database %s", _reason(error))
             raise unavailable(
-                "the feedback cannot be stored at the moment; send it again", RETRY_AFTER_SECONDS
+                "the feedback cannot be stored at the moment; send it again",
+                RETRY_AFTER_SECONDS,
+                shed="state_database",
             ) from None
 
     def close(self) -> None:

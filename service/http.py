@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import time
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,33 +22,21 @@ from monitoring.image_store import ImageStore, StoredImage
 from monitoring.records import Record, RecordSink
 from service import metrics
 from service.admission import Admission, Admitted
+from service.answers import Answers, Handler, error_object, error_response, json_response
+from service.attention import Attention
 from service.batcher import Answer, Batcher
 from service.clients import Clients
 from service.errors import RequestError, unavailable
 from service.feedback import LIMIT_BODY_BYTES, FeedbackDesk, parse_feedback
+from service.lifecycle import Lifecycle
 from service.occupancy import Occupancy
-from service.openapi import docs_page, openapi
+from service.openapi import DEADLINE_HEADER, docs_page, openapi
 from service.predictor import Judgement, Predictor
 from service.rollout import Rollout
 from service.settings import ServiceSettings
 
-log = logging.getLogger("plumbline.http")
-
 Outcome = dict[str, Any] | ImageError | RequestError  # a prediction object, or why there is none
 PredictionBatcher = Batcher[Pixels, Judgement]
-
-
-def json_response(
-    content: Any, status: int = 200, headers: dict[str, str] | None = None
-) -> Response:
-    """A ready JSON answer."""
-    body = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
-    return Response(body, status, headers, "application/json")
-
-
-def error_response(error: RequestError) -> Response:
-    """`{"error": {"code", "message"}}` with the status of the code."""
-    return json_response({"error": _error_object(error)}, error.status, error.headers)
 
 
 class Door:
@@ -81,15 +66,16 @@ class Door:
         self._occupancy = Occupancy(
             most_images=settings.queue_images,
             most_bytes=settings.limit_bytes_in_flight,
-            images_per_second=lambda: batcher.images_per_second,
+            longest_seconds=settings.body_timeout_seconds + settings.deadline_seconds,
         )
-        self.draining = False
+        self.lifecycle = Lifecycle()
+        self._answers = Answers(self.lifecycle, access_log=settings.access_log)
         self.judged = 0
         self.flagged = 0
 
     def app(self, lifespan: Lifespan[Starlette] | None = None) -> Starlette:
         """The ASGI application; `lifespan` starts and stops what it needs."""
-        routes: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+        routes: list[tuple[str, str, Handler]] = [
             ("POST", "/v1/predict", self.predict),
             ("POST", "/v1/feedback", self.feedback),
             ("GET", "/v1/model", self.model),
@@ -103,10 +89,10 @@ class Door:
         ]
         app = Starlette(
             routes=[
-                Route(path, _answering(path, handler), methods=[method])
+                Route(path, self._answers.of(path, handler), methods=[method])
                 for method, path, handler in routes
             ],
-            exception_handlers={HTTPException: _refuse_route},
+            exception_handlers={HTTPException: self._answers.refuse_route},
             lifespan=lifespan,
         )
         app.router.redirect_slashes = False  # another path is not found, not guessed
@@ -114,23 +100,32 @@ class Door:
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict: judge one image, or the parts of a multipart body."""
-        started = time.perf_counter()
+        started, loop = time.perf_counter(), asyncio.get_running_loop()
+        arrived = loop.time()
         client = self._clients.admit(request, "predict")
         predictor = self._predictor()
         least_probability = _least_probability(request, predictor)
+        asked = _asked_seconds(request, self._settings.limit_deadline_seconds)
+        deadline = None if asked is None else arrived + asked
         with self._occupancy.visit() as visit:
             visit.take_images(1)
-            images = await self._admission.read_images(request, on_bytes=visit.take_bytes)
+            images = await self._admission.read_images(
+                request, deadline=deadline, on_bytes=visit.take_bytes
+            )
             visit.take_images(len(images) - 1)
-            outcomes = await self._judge(images, predictor, client, least_probability)
-        metrics.REQUEST_SECONDS.observe(time.perf_counter() - started)
-        if not any(isinstance(outcome, dict) for outcome in outcomes):
-            raise _as_request_error(outcomes[0])
-        predictions = [
-            outcome if isinstance(outcome, dict) else _failed_prediction(outcome)
-            for outcome in outcomes
-        ]
-        return json_response({"model": _model_object(predictor), "predictions": predictions})
+            if deadline is None:
+                deadline = loop.time() + self._settings.deadline_seconds
+            async with Attention(request.receive):
+                admitted, answers = await self._judge(images, predictor, deadline)
+        judged = time.perf_counter()
+        outcomes = self._outcomes(
+            images, admitted, answers, predictor, client=client, least_probability=least_probability
+        )
+        response = _answer_of(outcomes, predictor)
+        answered = time.perf_counter()
+        metrics.STEP["respond"].observe(answered - judged)
+        metrics.REQUEST_SECONDS.observe(answered - started)
+        return response
 
     async def feedback(self, request: Request) -> Response:
         """POST /v1/feedback: keep what an image really shows."""
@@ -154,8 +149,11 @@ class Door:
         return json_response({"status": "alive"})
 
     async def ready(self, request: Request) -> Response:
-        """GET /readyz: a model is loaded and warm."""
-        self._predictor()
+        """GET /readyz: a model is loaded and warm, and the worker is not about to stop."""
+        if self.lifecycle.is_leaving:
+            raise unavailable("the service is stopping")
+        if self._rollout.champion is None:
+            raise unavailable("the service is starting: no model is loaded yet")
         return json_response({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:
@@ -176,38 +174,49 @@ class Door:
         """GET /: to the documentation."""
         return RedirectResponse("/docs")
 
+    @property
+    def images_inside(self) -> int:
+        """Images of requests that are not yet answered."""
+        return self._occupancy.images
+
     def _predictor(self) -> Predictor:
-        if self.draining:
-            raise unavailable("the service is stopping")
+        """For new work."""
+        if self.lifecycle.is_refusing:
+            raise unavailable("the service is stopping", shed="stopping")
         if self._rollout.champion is None:
-            raise unavailable("the service is starting: no model is loaded yet")
+            message = "the service is starting: no model is loaded yet"
+            raise unavailable(message, shed="starting")
         return self._rollout.champion
 
     async def _judge(
+        self, images: list[bytes], predictor: Predictor, deadline: float
+    ) -> tuple[list[Admitted | ImageError], list[Answer[Judgement] | Exception]]:
+        """Decode and compute: what became of each image, and an answer for each good one."""
+        admitted = await self._admission.admit_all(images, predictor.input, deadline=deadline)
+        pixels = [image.pixels for image in admitted if isinstance(image, Admitted)]
+        return admitted, await self._batcher.submit(predictor, pixels, deadline=deadline)
+
+    def _outcomes(
         self,
         images: list[bytes],
+        admitted: list[Admitted | ImageError],
+        answers: list[Answer[Judgement] | Exception],
         predictor: Predictor,
+        *,
         client: str,
         least_probability: float | None,
     ) -> list[Outcome]:
         """One prediction object or error per image, in order; records what was predicted."""
-        deadline = asyncio.get_running_loop().time() + self._settings.deadline_seconds
-        admitted = await self._admission.admit_all(images, predictor.input, deadline=deadline)
-        good = [image for image in admitted if isinstance(image, Admitted)]
-        answers = iter(
-            await self._batcher.submit(
-                predictor, [image.pixels for image in good], deadline=deadline
-            )
-        )
         outcomes: list[Outcome] = []
+        of_good_images = iter(answers)
         for image, data in zip(admitted, images, strict=True):
             if isinstance(image, ImageError):
-                metrics.IMAGES.labels(image.code).inc()
+                metrics.OUTCOME[image.code].inc()
                 outcomes.append(image)
                 continue
-            answer = next(answers)
+            answer = next(of_good_images)
             if isinstance(answer, Exception):
-                metrics.IMAGES.labels("internal").inc()
+                metrics.OUTCOME["internal"].inc()
                 outcomes.append(RequestError("internal", "this image could not be judged"))
             else:
                 outcomes.append(
@@ -237,41 +246,14 @@ class Door:
         return {"id": prediction_id, **judged, "error": None}
 
 
-def _answering(
-    route: str, handler: Callable[[Request], Awaitable[Response]]
-) -> Callable[[Request], Awaitable[Response]]:
-    """Turn every exception of a handler into an answer: one that escapes would hang its client."""
-
-    async def answer(request: Request) -> Response:
-        try:
-            response = await handler(request)
-        except RequestError as error:
-            response = error_response(error)
-        except Exception:
-            log.exception("%s %s failed", request.method, route)
-            response = error_response(RequestError("internal", "an unexpected error; see the log"))
-        metrics.REQUESTS.labels(route, str(response.status_code)).inc()
-        return response
-
-    return answer
-
-
-async def _refuse_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        refusal = RequestError(
-            "method_not_allowed",
-            f"{request.method} is not for this path; valid: {(error.headers or {}).get('Allow')}",
-            dict(error.headers or {}),
-        )
-    else:
-        refusal = RequestError("not_found", "there is no such path; GET /docs lists them")
-    metrics.REQUESTS.labels("other", str(refusal.status)).inc()
-    return error_response(refusal)
-
-
-def _error_object(error: ImageError | RequestError) -> dict[str, str]:
-    return {"code": error.code, "message": str(error)}
+def _answer_of(outcomes: list[Outcome], predictor: Predictor) -> Response:
+    if not any(isinstance(outcome, dict) for outcome in outcomes):
+        return error_response(_as_request_error(outcomes[0]))
+    predictions = [
+        outcome if isinstance(outcome, dict) else _failed_prediction(outcome)
+        for outcome in outcomes
+    ]
+    return json_response({"model": _model_object(predictor), "predictions": predictions})
 
 
 def _as_request_error(error: Outcome) -> RequestError:
@@ -287,7 +269,7 @@ def _failed_prediction(error: ImageError | RequestError) -> dict[str, Any]:
         "labels": [],
         "probabilities": {},
         "out_of_domain": None,
-        "error": _error_object(error),
+        "error": error_object(error),
     }
 
 
@@ -302,6 +284,26 @@ def _least_probability(request: Request, predictor: Predictor) -> float | None:
         return predictor.least_probability(parse_coverage(given[0]))
     except CoverageError as error:
         raise RequestError("invalid", str(error)) from None
+
+
+def _asked_seconds(request: Request, most_seconds: float) -> float | None:
+    """The deadline that the request asks for, in seconds from its arrival; None where it does not.
+
+    Raises `RequestError` `invalid`.
+    """
+    given = request.headers.getlist(DEADLINE_HEADER)
+    if not given:
+        return None
+    most = round(1000 * most_seconds)
+    text = ", ".join(given).strip()
+    is_number = text.isascii() and text.isdecimal() and len(text) <= 9
+    if not (is_number and 1 <= int(text) <= most):
+        raise RequestError(
+            "invalid",
+            f"{DEADLINE_HEADER} is {text[:80]!r}; valid is a whole number of milliseconds, 1 to"
+            f" {most}, once",
+        )
+    return int(text) / 1000
 
 
 def _model_object(predictor: Predictor) -> dict[str, str]:
@@ -329,14 +331,19 @@ def _model_description(predictor: Predictor) -> dict[str, Any]:
 
 
 def _count(image: Admitted, answer: Answer[Judgement]) -> None:
-    metrics.IMAGES.labels("ok").inc()
-    metrics.STEP_SECONDS.labels("decode").observe(image.decode_seconds)
-    metrics.STEP_SECONDS.labels("queue").observe(answer.queue_seconds)
-    metrics.STEP_SECONDS.labels("compute").observe(answer.compute_seconds)
-    if answer.result.flagged:
+    judgement = answer.result
+    metrics.OUTCOME["ok"].inc()
+    metrics.STEP["decode"].observe(image.decode_seconds)
+    metrics.STEP["queue"].observe(answer.queue_seconds)
+    metrics.STEP["compute"].observe(answer.compute_seconds)
+    metrics.CONFIDENCE.observe(judgement.confidence)
+    metrics.P_VALUE.observe(judgement.p_value)
+    if judgement.flagged:
         metrics.FLAGGED.inc()
-    for label in answer.result.labels:
-        metrics.LABELS.labels(label).inc()
+    for label in judgement.labels:
+        metrics.LABEL[label].inc()
+    if not judgement.labels:
+        metrics.UNLABELLED.inc()
 
 
 def make_record(

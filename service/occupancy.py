@@ -6,28 +6,40 @@ door and not after the work of reading and decoding.
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from service.errors import overloaded
+from service.drain_rate import DrainRate
+from service.errors import RequestError, ShedReason, overloaded
 
 
 class Occupancy:
     """Counts what is inside one worker, and refuses what does not fit.
 
-    `images_per_second` tells how fast the worker drains, for `Retry-After`.
+    `Retry-After` tells when what is inside will have left, as fast as images leave at the time;
+    at most `longest_seconds`, by which most of it was given up anyway.
     """
 
     def __init__(
-        self, *, most_images: int, most_bytes: int, images_per_second: Callable[[], float]
+        self,
+        *,
+        most_images: int,
+        most_bytes: int,
+        longest_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most_images = most_images
         self._most_bytes = most_bytes
-        self._images_per_second = images_per_second
-        self.images = 0
+        self._longest_seconds = longest_seconds
+        self._drain = DrainRate(clock=clock)
         self.bytes = 0
+
+    @property
+    def images(self) -> int:
+        """Images inside."""
+        return self._drain.inside
 
     def visit(self) -> Visit:
         """One request; use as a context manager, which gives everything back at its end."""
@@ -37,21 +49,22 @@ class Occupancy:
         """Raise `RequestError` `overloaded` unless there is room; else count it."""
         if self.images + images > self._most_images:
             raise self._overloaded(
-                f"{self.images} images are inside and at most {self._most_images}"
+                f"{self.images} images are inside and at most {self._most_images}", "queue_full"
             )
         if self.bytes + body_bytes > self._most_bytes:
-            raise self._overloaded(f"{self.bytes} bytes, at most {self._most_bytes}")
-        self.images += images
+            raise self._overloaded(f"{self.bytes} bytes, at most {self._most_bytes}", "memory_full")
+        if images:
+            self._drain.enter(images)
         self.bytes += body_bytes
 
     def give_back(self, images: int, body_bytes: int) -> None:
         """What a visit took."""
-        self.images -= images
+        self._drain.leave(images)
         self.bytes -= body_bytes
 
-    def _overloaded(self, full: str) -> Exception:
-        seconds = max(1, math.ceil(self.images / max(self._images_per_second(), 1e-3)))
-        return overloaded(f"the service is full: it holds {full}; try again later", seconds)
+    def _overloaded(self, full: str, reason: ShedReason) -> RequestError:
+        seconds = self._drain.seconds_until_empty(longest=self._longest_seconds)
+        return overloaded(f"the service is full: it holds {full}; try again later", seconds, reason)
 
 
 class Visit:

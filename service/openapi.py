@@ -9,7 +9,24 @@ from typing import Any
 from service.errors import STATUS
 from service.settings import ServiceSettings
 
+DEADLINE_HEADER = "X-Request-Deadline-Ms"
+
 _ERROR = {"$ref": "#/components/schemas/Error"}
+_REQUEST_ID = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
+_RETRY_AFTER = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
+
+_HEADERS: dict[str, Any] = {
+    "RequestId": {
+        "description": "Names the request in the log: the trace id of its traceparent, else a"
+        " fresh one.",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    },
+    "RetryAfter": {
+        "description": "Whole seconds after which to come back; with 429 those in which what the"
+        " service holds will have left, as fast as it does at the time.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+}
 
 _SCHEMAS: dict[str, Any] = {
     "Error": {
@@ -108,6 +125,7 @@ def openapi(settings: ServiceSettings) -> dict[str, Any]:
         "paths": _paths(settings),
         "components": {
             "schemas": _SCHEMAS,
+            "headers": _HEADERS,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}] if secured else [],
@@ -124,6 +142,31 @@ _COVERAGE: dict[str, Any] = {
     " any of them, on average at least this share of the true labels. GET /v1/model tells the"
     " highest that can be promised.",
 }
+
+
+_TRACEPARENT: dict[str, Any] = {
+    "name": "traceparent",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "example": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "description": "W3C trace context; its trace id is the id of the request. Every operation"
+    " takes it. One that is not valid is ignored.",
+}
+
+
+def _deadline(settings: ServiceSettings) -> dict[str, Any]:
+    most = round(1000 * settings.limit_deadline_seconds)
+    return {
+        "name": DEADLINE_HEADER,
+        "in": "header",
+        "required": False,
+        "schema": {"type": "integer", "minimum": 1, "maximum": most},
+        "example": 500,
+        "description": "Milliseconds from the arrival of the request after which its answer is of"
+        " no use: it is 504 then, and what has not begun is not computed. Without it"
+        f" {settings.deadline_seconds:g} seconds from the whole request.",
+    }
 
 
 def _paths(settings: ServiceSettings) -> dict[str, Any]:
@@ -151,7 +194,7 @@ def _paths(settings: ServiceSettings) -> dict[str, Any]:
         "Predictions",
         errors=(400, 401, 403, 408, 413, 415, 422, 429, 503, 504),
         body={**dict.fromkeys(kinds, image), "multipart/form-data": form},
-        parameters=[_COVERAGE],
+        parameters=[_COVERAGE, _deadline(settings), _TRACEPARENT],
     )
     feedback = _operation(
         "Say what an image really shows.",
@@ -186,7 +229,7 @@ def _operation(
     body: dict[str, Any] | None = None,
     parameters: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": summary}
+    answer: dict[str, Any] = {"description": summary, "headers": _REQUEST_ID}
     if schema is not None:
         reference = {"$ref": f"#/components/schemas/{schema}"}
         answer["content"] = {"application/json": {"schema": reference}}
@@ -194,7 +237,8 @@ def _operation(
     for error in errors:
         codes = ", ".join(code for code, its in STATUS.items() if its == error)
         content = {"application/json": {"schema": _ERROR}}
-        responses[str(error)] = {"description": codes, "content": content}
+        headers = _REQUEST_ID | _RETRY_AFTER if error in (429, 503) else _REQUEST_ID
+        responses[str(error)] = {"description": codes, "headers": headers, "content": content}
     operation: dict[str, Any] = {
         "summary": summary,
         "description": description,
@@ -240,14 +284,18 @@ def docs_page(document: dict[str, Any]) -> str:
     )
 
 
+def _as_sent(parameter: dict[str, Any]) -> str:
+    name, example = parameter["name"], parameter["example"]
+    return f"?{name}={example}" if parameter["in"] == "query" else f"{name}: {example}"
+
+
 def _section(method: str, path: str, operation: dict[str, Any]) -> str:
     rows = "".join(
         f"<tr><th>{status}<td>{html.escape(response['description'])}"
         for status, response in operation["responses"].items()
     )
     parameters = "".join(
-        f"<p><code>?{html.escape(its['name'])}={its['example']}</code>"
-        f" {html.escape(its['description'])}</p>"
+        f"<p><code>{html.escape(_as_sent(its))}</code> {html.escape(its['description'])}</p>"
         for its in operation.get("parameters", ())
     )
     return (

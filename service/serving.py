@@ -41,7 +41,7 @@ def serve(settings: ServiceSettings) -> None:
     check_keys(settings)
     check_address(settings.host, settings.port, "PLUMBLINE_SERVE_ON")
     check_records(settings.records)
-    configure_logging()
+    configure_logging(settings.log_format)
     workers = settings.workers or usable_cores()
     log.info("starting %d workers on http://%s; Ctrl-C stops them", workers, settings.serve_on)
     # Until the supervisor listens to signals: end by an exception, which removes the folder.
@@ -57,7 +57,7 @@ def serve(settings: ServiceSettings) -> None:
             settings.port,
             workers=workers,
             folder=Path(own),
-            stop_seconds=settings.drain_seconds + settings.stop_seconds,
+            stop_seconds=settings.drain_grace_seconds + settings.stop_seconds,
         )
 
 

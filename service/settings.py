@@ -57,7 +57,16 @@ class ServiceSettings(MonitoringSettings):
         description="Most images inside a worker, from the head of the request to its answer.",
     )
     deadline_seconds: float = Field(
-        default=5.0, gt=0, description="Longest time from a whole request to its answer."
+        default=5.0,
+        gt=0,
+        description="Longest time from a whole request to its answer, where the request itself "
+        "names none by `X-Request-Deadline-Ms`.",
+    )
+    limit_deadline_seconds: float = Field(
+        default=60.0,
+        ge=0.001,
+        description="Longest time that a request may name by `X-Request-Deadline-Ms`, from its "
+        "arrival to its answer.",
     )
     body_timeout_seconds: float = Field(
         default=10.0, gt=0, description="Longest time for a request's body to arrive."
@@ -88,17 +97,22 @@ class ServiceSettings(MonitoringSettings):
         ge=1,
         description="Most bytes of request bodies in memory at any moment, per worker.",
     )
-    drain_seconds: float = Field(
+    drain_grace_seconds: float = Field(
         default=0.0,
         ge=0,
-        description="Seconds between the signal to stop, when `/readyz` turns to 503, and the "
-        "end of listening; give a load balancer time to look elsewhere.",
+        description="Seconds after the signal to stop in which requests are still answered while "
+        "`/readyz` says 503, for load balancers to look elsewhere; then new work gets 503.",
     )
     stop_seconds: float = Field(
         default=20.0,
         gt=0,
-        description="Longest time for what is in flight when the service stops; a worker that is "
-        "not done by then is killed.",
+        description="Longest time, after that grace, for what is in flight when the service stops. "
+        "What is not done by then gets 503; a worker that hangs is killed a little later.",
+    )
+    access_log: bool = Field(
+        default=False,
+        description="Log a line for every request: its method, route, status and time. Costs CPU "
+        "time in every request; metrics count them anyway.",
     )
     decode_threads: int = Field(default=2, ge=1, description="Decoding threads, per worker.")
     follow_seconds: float = Field(

@@ -24,6 +24,7 @@ from service.clients import Clients
 from service.feedback import FeedbackDesk
 from service.http import Door
 from service.predictor import Judgement, Predictor
+from service.reporter import Reporter
 from service.rollout import Rollout
 from service.settings import SUPERVISOR_VARIABLE, ServiceSettings
 from service.start import Start
@@ -40,12 +41,13 @@ class Worker:
     def __init__(self, settings: ServiceSettings) -> None:
         store = ModelStore(settings)
         self._rollout = Rollout(settings, store, Start.of_this_worker())
-        self._admission = Admission(settings)
+        self._admission = Admission(settings, on_drop=metrics.drop)
         self._batcher: Batcher[Pixels, Judgement] = Batcher(
             _predict,
             batch_images=settings.batch_images,
             queue_images=settings.queue_images,
             on_batch=lambda size, seconds: metrics.BATCH_IMAGES.observe(size),
+            on_drop=metrics.drop,
         )
         self._records: RecordSink | None = None
         if settings.record:
@@ -80,8 +82,12 @@ class Worker:
             images=self._images,
             feedback=self._feedback,
         )
+        self._reporter = Reporter(
+            self._door, self._rollout, self._batcher, self._records, self._images
+        )
         self.app: ASGIApp = self._door.app(lifespan=self._lifespan)
         self._tasks: list[asyncio.Task[None]] = []
+        self._leaving: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -94,27 +100,36 @@ class Worker:
         self._batcher.start()
         self._tasks = [
             asyncio.create_task(self._rollout.follow()),
-            asyncio.create_task(self._report_gauges()),
+            asyncio.create_task(self._report()),
             asyncio.create_task(self._log_traffic()),
             asyncio.create_task(_end_with_supervisor()),
         ]
-        self._drain_before_stopping()
+        self._leave_before_stopping()
 
-    def _drain_before_stopping(self) -> None:
-        """On SIGTERM turn `/readyz` to 503 first; stop listening `drain_seconds` later."""
+    def _leave_before_stopping(self) -> None:
+        """On SIGTERM go through the `Lifecycle` first, and stop listening at its end."""
         stop = signal.getsignal(signal.SIGTERM)
         if not callable(stop):
             return
         loop = asyncio.get_running_loop()
 
-        def stop_later() -> None:
-            self._door.draining = self._settings.drain_seconds > 0
-            loop.call_later(self._settings.drain_seconds, stop, signal.SIGTERM, None)
+        async def leave() -> None:
+            # Who never was ready is in no load balancer.
+            grace = self._settings.drain_grace_seconds if self._rollout.champion else 0.0
+            limit = self._settings.stop_seconds
+            await self._door.lifecycle.end(grace_seconds=grace, limit_seconds=limit)
+            stop(signal.SIGTERM, None)
 
-        signal.signal(signal.SIGTERM, lambda number, frame: loop.call_soon_threadsafe(stop_later))
+        def begin() -> None:
+            if self._leaving is None:
+                self._leaving = loop.create_task(leave())
+
+        signal.signal(signal.SIGTERM, lambda number, frame: loop.call_soon_threadsafe(begin))
 
     async def stop(self) -> None:
         """Finish what is in flight and write the waiting records."""
+        if self._leaving is not None:
+            self._tasks.append(self._leaving)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -124,15 +139,11 @@ class Worker:
         for sink in (self._records, self._images):
             if sink is not None:
                 await asyncio.to_thread(sink.close)
+        self._reporter.report()  # what this worker counted, others tell
 
-    async def _report_gauges(self) -> None:
+    async def _report(self) -> None:
         while True:
-            metrics.QUEUE_IMAGES.set(self._batcher.waiting)
-            if self._records is not None:
-                metrics.RECORDS_WAITING.set(self._records.waiting)
-                metrics.RECORDS_DROPPED.set(self._records.dropped)
-            if self._images is not None:
-                metrics.IMAGES_DROPPED.set(self._images.dropped)
+            self._reporter.report()
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _log_traffic(self) -> None:

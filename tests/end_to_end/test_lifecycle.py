@@ -145,20 +145,40 @@ def test_feedback_is_turned_away_while_the_state_database_is_locked(home, servin
     assert taken.status_code == 202
 
 
-def test_ending_the_server_finishes_what_is_in_flight(home, serving, image):
-    """A request whose body is half sent when the signal comes is still answered."""
-    with serving(home) as server:
+class HalfSent:
+    """A request for which the second half of the body is still to come."""
+
+    def __init__(self, server, image: bytes) -> None:
         port = int(server.url.rpartition(":")[2])
         head = (
             f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(image)}\r\n\r\n"
         )
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(head.encode() + image[:100])
-            time.sleep(0.5)
-            server.process.terminate()
-            time.sleep(0.5)
-            connection.sendall(image[100:])
-            answer = b"".join(iter(lambda: connection.recv(65_536), b""))  # until it is closed
+        self._rest = image[100:]
+        self._connection = socket.create_connection(("127.0.0.1", port))
+        self._connection.sendall(head.encode() + image[:100])
+        wait_until(lambda: metric(server.url, "plumbline_inside_images") == 1)
+
+    def finish(self) -> None:
+        self._connection.sendall(self._rest)
+
+    def answer(self) -> bytes:
+        """Everything until the server closes the connection."""
+        with self._connection:
+            return b"".join(iter(lambda: self._connection.recv(65_536), b""))
+
+
+def test_ending_the_server_finishes_what_is_in_flight_and_refuses_what_comes(home, serving, image):
+    with serving(home, stop_seconds="60", body_timeout_seconds="60") as server:
+        in_flight = HalfSent(server, image)
+        server.process.terminate()
+        wait_until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+        refused = httpx.post(f"{server.url}/v1/predict", content=image)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "unavailable"
+        assert refused.headers["retry-after"] == "1"
+        assert metric(server.url, 'plumbline_shed_requests_total{reason="stopping"}') == 1
+        in_flight.finish()
+        answer = in_flight.answer()
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"ankle boot" in answer
         assert server.process.wait(30) == 0
@@ -166,17 +186,91 @@ def test_ending_the_server_finishes_what_is_in_flight(home, serving, image):
             httpx.get(f"{server.url}/livez")
 
 
-def test_before_the_end_it_says_that_it_is_not_ready(home, serving, image):
-    with serving(home, drain_seconds="6") as server:
+def test_in_the_grace_before_the_end_it_answers_and_says_that_it_is_not_ready(home, serving, image):
+    with serving(home, drain_grace_seconds="8", workers="2") as server:
+        wait_until(lambda: metric(server.url, "plumbline_workers_ready") == 2)
         server.process.terminate()
         wait_until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, seconds=6)
+        answered = httpx.post(f"{server.url}/v1/predict", content=image)
+        assert answered.status_code == 200
         ready = httpx.get(f"{server.url}/readyz")
-        refused = httpx.post(f"{server.url}/v1/predict", content=image)
-        for response in (ready, refused):
-            assert response.status_code == 503
-            assert response.json()["error"]["code"] == "unavailable"
-            assert response.headers["retry-after"] == "1"
+        assert ready.json()["error"]["code"] == "unavailable"
+        assert ready.headers["retry-after"] == "1"
+        assert server.process.poll() is None
         assert server.process.wait(30) == 0
+
+
+def test_it_ends_within_its_limit_and_answers_what_it_gives_up(home, serving, image):
+    with serving(home, stop_seconds="1", body_timeout_seconds="120") as server:
+        hanging = HalfSent(server, image)
+        server.process.terminate()
+        assert hanging.answer().startswith(b"HTTP/1.1 503")
+        assert server.process.wait(30) == 0
+
+
+def test_two_workers_tell_their_metrics_together(trained, home, serving, image):
+    asked = 40
+    with serving(home, workers="2") as server:
+        wait_until(lambda: metric(server.url, "plumbline_workers_ready") == 2)
+        for _ in range(asked):  # each over a connection of its own, to either worker
+            assert httpx.post(f"{server.url}/v1/predict", content=image).status_code == 200
+        told = [httpx.get(f"{server.url}/metrics").text for _ in range(6)][-1]
+        for line in (
+            f'plumbline_images_total{{outcome="ok"}} {asked}.0',
+            f'plumbline_requests_total{{route="/v1/predict",status="200"}} {asked}.0',
+            f'plumbline_step_seconds_count{{step="respond"}} {asked}.0',
+            f"plumbline_outlier_p_value_count {asked}.0",
+            f'plumbline_labels_total{{label="ankle boot"}} {asked}.0',
+            f'plumbline_model_info{{model="{trained.tag}"}} 2.0',
+        ):
+            assert line in told.splitlines()
+        pids = {worker.pid for worker in children_of(server)}
+        started = [line for line in told.splitlines() if "worker_start_time_seconds{" in line]
+        assert {int(line.split('pid="')[1].split('"')[0]) for line in started} == pids
+
+
+def test_unknown_paths_do_not_make_one_series_more(home, serving):
+    def series(client: httpx.Client) -> list[str]:
+        lines = client.get("/metrics").text.splitlines()
+        return sorted(line.rpartition(" ")[0] for line in lines if not line.startswith("#"))
+
+    with serving(home) as server, httpx.Client(base_url=server.url) as client:
+        wait_until(lambda: metric(server.url, "plumbline_workers_ready") == 1)
+        client.get("/first")
+        series(client)  # the first of these makes the series of this route
+        before = series(client)
+        for number in range(2_000):
+            assert client.get(f"/{number}/{number:x}?q={number}").status_code == 404
+        assert series(client) == before
+        other = 'plumbline_requests_total{route="other",status="404"}'
+        assert metric(server.url, other) == 2_001
+
+
+def test_json_logs_name_requests_and_hold_neither_images_nor_keys(
+    home, serving, image, run_plumbline
+):
+    add = ("keys", "add", "--name", "asker", "--scope", "predict")
+    key = run_plumbline(*add, home=home).stdout.strip()
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {
+        "Authorization": f"Bearer {key}",
+        "traceparent": f"00-{trace}-b7ad6b7169203331-01",
+    }
+    settings = {"log_format": "json", "access_log": "true"}
+    with serving(home, api_keys_file=str(home / "api-keys.json"), **settings) as server:
+        for body, status in ((image, 200), (b"raw image content", 415)):
+            answer = httpx.post(f"{server.url}/v1/predict", content=body, headers=headers)
+            assert (answer.status_code, answer.headers["x-request-id"]) == (status, trace)
+    text = server.log.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert {"plumbline.service", "plumbline.rollout"} <= {line["logger"] for line in lines}
+    ours = [line for line in lines if line.get("request_id") == trace]
+    assert [(line["route"], line["status"]) for line in ours] == [
+        ("/v1/predict", 200),
+        ("/v1/predict", 415),
+    ]
+    for private in (key, "raw image content", "Bearer"):
+        assert private not in text
 
 
 def children_of(server):

@@ -387,6 +387,18 @@ class TestRoutes:
             assert (response.status_code, error_code(response)) == (403, "forbidden")
 
 
+class TestDeadlines:
+    def test_one_with_time_enough_changes_nothing(self, server, garment_images):
+        answer = ask(server, a_sneaker(garment_images), X_Request_Deadline_Ms="20000")
+        assert answer.json()["predictions"][0]["labels"] == ["sneaker"]
+
+    @pytest.mark.parametrize("given", ["0", "-1", "1.5", "soon", "60001"])
+    def test_one_that_is_none_gets_one_clear_error(self, server, garment_images, given):
+        response = ask(server, a_sneaker(garment_images), X_Request_Deadline_Ms=given)
+        assert (response.status_code, error_code(response)) == (422, "invalid")
+        assert "milliseconds" in response.json()["error"]["message"]
+
+
 class TestFeedback:
     def give(self, server: Any, content: Any) -> httpx.Response:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

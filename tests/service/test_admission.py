@@ -50,11 +50,11 @@ class Sender:
         return Request(scope, self.receive)
 
 
-def at_the_door(story, **settings):
+def at_the_door(story, *, on_drop=lambda reason, count: None, **settings):
     """Play `story(admission)` with these settings."""
 
     async def play():
-        admission = Admission(ServiceSettings(**settings))
+        admission = Admission(ServiceSettings(**settings), on_drop=on_drop)
         try:
             return await story(admission)
         finally:
@@ -179,6 +179,32 @@ def test_a_body_that_does_not_come_in_time_is_too_slow(pauses):
 
 def test_a_client_that_hangs_up_sent_a_malformed_body():
     assert refusal(Sender(b"half", breaks_off=True)).code == "malformed"
+
+
+def test_a_body_that_does_not_come_before_the_deadline_is_given_up_and_told():
+    dropped = []
+
+    async def story(admission):
+        deadline = asyncio.get_running_loop().time() + 0.05
+        request = Sender(b"start", 20.0, b"end").request()
+        with pytest.raises(RequestError) as caught:
+            await admission.read_images(request, deadline=deadline)
+        return caught.value
+
+    error = at_the_door(story, on_drop=lambda *told: dropped.append(told))
+    assert (error.code, error.status) == ("deadline_exceeded", 504)
+    assert error.headers["Connection"] == "close"
+    assert dropped == [("deadline", 1)]
+
+
+def test_a_deadline_after_the_time_for_a_body_does_not_lengthen_it():
+    async def story(admission):
+        deadline = asyncio.get_running_loop().time() + 60
+        with pytest.raises(RequestError) as caught:
+            await admission.read_images(Sender(b"start", 20.0).request(), deadline=deadline)
+        return caught.value.code
+
+    assert at_the_door(story, body_timeout_seconds=0.05) == "too_slow"
 
 
 # Forms
@@ -332,6 +358,66 @@ def test_images_past_the_deadline_are_answered_so(photograph, encoded):
         with pytest.raises(RequestError) as caught:
             admit_all(images, seconds=0.001)
         assert caught.value.code == "deadline_exceeded"
+
+
+class Gate:
+    """Stands before a decoder: holds up the first image, and counts those that come through."""
+
+    def __init__(self, decode) -> None:
+        self._decode = decode
+        self.entered = 0
+        self.open = threading.Event()
+
+    def __call__(self, *arguments):
+        self.entered += 1
+        assert self.open.wait(20)
+        return self._decode(*arguments)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    gate = Gate(admission.prepare_checked)
+    monkeypatch.setattr(admission, "prepare_checked", gate)
+    return gate
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("why", ["deadline", "client_gone"])
+def test_images_that_nobody_waits_for_are_not_decoded(gate, why, count, photograph, encoded):
+    data, dropped = encoded(photograph, "PNG"), []
+
+    async def story(door):
+        loop = asyncio.get_running_loop()
+        first = asyncio.create_task(door.admit_all([data], SPEC, deadline=loop.time() + 60))
+        await until(lambda: gate.entered)
+        deadline = loop.time() + (0.05 if why == "deadline" else 60)
+        second = asyncio.create_task(door.admit_all([data] * count, SPEC, deadline=deadline))
+        await asyncio.sleep(0)
+        if why == "client_gone":
+            second.cancel()
+        await asyncio.wait([second])
+        gate.open.set()
+        await first
+        await door.admit_all([data], SPEC, deadline=loop.time() + 60)
+
+    at_the_door(story, on_drop=lambda *told: dropped.append(told), decode_threads=1)
+    assert gate.entered == 2
+    assert dropped == [(why, count)]
+
+
+def test_nothing_is_begun_after_the_deadline(gate, photograph, encoded, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(admission, "check", lambda *arguments: looked_at.append(arguments))
+    with pytest.raises(RequestError) as caught:
+        admit_all([encoded(photograph, "PNG")], seconds=-1)
+    assert caught.value.code == "deadline_exceeded"
+    assert (looked_at, gate.entered) == ([], 0)
 
 
 def test_images_that_need_the_whole_budget_are_decoded_one_after_another(encoded):

@@ -36,13 +36,11 @@ class Machine:
         return [2 * item for item in items]
 
 
-def run(machine, story, *, batch_images=8, queue_images=100, on_batch=lambda size, seconds: None):
+def run(machine, story, *, batch_images=8, queue_images=100, **told):
     """Play `story(batcher)` on a started batcher, and stop it in the end."""
 
     async def play():
-        batcher = Batcher(
-            machine.run, batch_images=batch_images, queue_images=queue_images, on_batch=on_batch
-        )
+        batcher = Batcher(machine.run, batch_images=batch_images, queue_images=queue_images, **told)
         batcher.start()
         try:
             return await story(batcher)
@@ -238,19 +236,23 @@ def test_a_request_counts_its_images_and_is_never_taken_in_part():
 
 
 def test_the_time_to_come_back_grows_with_the_queue_and_shrinks_with_speed():
-    machine = Machine()
+    machine = Machine(seconds=0.2)
 
     async def story(batcher):
+        assert batcher.retry_after_seconds() == 1  # nothing is measured yet
+        await submit(batcher, [1])
+        machine.entered = 0
         first = await held_up(batcher, machine)
         waiting = submit(batcher, list(range(95)))
         await until(lambda: batcher.waiting == 95)
-        long = batcher.retry_after_seconds()
+        long = batcher.retry_after_seconds()  # of 5 images a second
+        machine.seconds = 0.0
         machine.open.set()
         await asyncio.gather(first, waiting)
         return long, batcher.retry_after_seconds()
 
     long, short = run(machine, story)
-    assert long > short
+    assert long >= 19
     assert short == 1
 
 
@@ -272,6 +274,41 @@ def test_an_item_past_its_deadline_is_answered_so_and_never_computed():
     refusal = run(machine, story)
     assert (refusal.code, refusal.status) == ("deadline_exceeded", 504)
     assert [items for _, items in machine.batches] == [[0], [2]]
+
+
+def test_an_item_whose_turn_comes_at_its_deadline_is_not_computed():
+    """Also in the turn of the event loop in which its request is only about to be told."""
+    machine, dropped = Machine(), []
+
+    async def story(batcher):
+        task = submit(batcher, [1], seconds=-1)
+        with pytest.raises(RequestError, match="deadline"):
+            await task
+        return results(await submit(batcher, [2]))
+
+    told = {"on_drop": lambda reason, count: dropped.append((reason, count))}
+    assert run(machine, story, **told) == [4]
+    assert [items for _, items in machine.batches] == [[2]]
+    assert dropped == [("deadline", 1)]
+
+
+def test_what_is_dropped_is_told_with_its_reason():
+    machine, dropped = Machine(), []
+
+    async def story(batcher):
+        first = await held_up(batcher, machine)
+        late, gone = submit(batcher, [1, 2], seconds=0.05), submit(batcher, [3])
+        patient = submit(batcher, [4])
+        await until(lambda: batcher.waiting == 4)
+        gone.cancel()
+        await asyncio.wait([late, gone])
+        machine.open.set()
+        await asyncio.gather(first, patient)
+        assert isinstance(late.exception(), RequestError)
+
+    run(machine, story, on_drop=lambda reason, count: dropped.append((reason, count)))
+    assert [items for _, items in machine.batches] == [[0], [4]]
+    assert dropped == [("deadline", 1), ("deadline", 1), ("client_gone", 1)]
 
 
 def test_a_deadline_during_the_computation_is_kept_and_the_batcher_goes_on():
@@ -342,14 +379,16 @@ def test_no_items_are_answered_without_a_batch():
 
 
 def test_stopping_finishes_the_batch_in_flight_and_cancels_what_waits():
-    machine = Machine(seconds=0.2)
+    machine = Machine()
 
     async def story(batcher):
-        in_flight = submit(batcher, [1])
-        await until(lambda: machine.batches)
+        in_flight = await held_up(batcher, machine, 1)
         waiting = submit(batcher, [2])
         await until(lambda: batcher.waiting == 1)
-        await batcher.stop()
+        stopping = asyncio.ensure_future(batcher.stop())
+        await asyncio.sleep(0)
+        machine.open.set()
+        await stopping
         return await asyncio.gather(in_flight, waiting, return_exceptions=True)
 
     first, second = run(machine, story)

@@ -8,10 +8,17 @@ from service.errors import RequestError
 from service.occupancy import Occupancy
 
 
-def an_occupancy(**given: float) -> Occupancy:
-    speed = given.pop("images_per_second", 2.0)
-    limits = {"most_images": 10, "most_bytes": 100, **given}
-    return Occupancy(images_per_second=lambda: speed, **limits)
+class Clock:
+    """Seconds that only the test lets pass."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def an_occupancy(clock: Clock | None = None) -> Occupancy:
+    return Occupancy(most_images=10, most_bytes=100, longest_seconds=15, clock=clock or Clock())
 
 
 def test_a_visit_gives_everything_back_also_after_an_error():
@@ -24,14 +31,22 @@ def test_a_visit_gives_everything_back_also_after_an_error():
     assert (occupancy.images, occupancy.bytes) == (0, 0)
 
 
-def test_images_beyond_the_limit_are_refused_with_the_time_to_drain():
-    occupancy = an_occupancy()
+@pytest.mark.parametrize(
+    ("seconds_an_image", "retry_after"), [(0.01, "1"), (0.5, "4"), (0.7, "6"), (100, "15")]
+)
+def test_images_beyond_the_limit_are_refused_with_the_time_to_drain(seconds_an_image, retry_after):
+    clock = Clock()
+    occupancy = an_occupancy(clock)
+    for _ in range(200):
+        with occupancy.visit() as visit:
+            visit.take_images(1)
+            clock.now += seconds_an_image
     with occupancy.visit() as first, occupancy.visit() as second:
         first.take_images(8)
         with pytest.raises(RequestError) as refusal:
             second.take_images(3)
-        assert refusal.value.status == 429
-        assert refusal.value.headers["Retry-After"] == "4"
+        assert (refusal.value.status, refusal.value.shed) == (429, "queue_full")
+        assert refusal.value.headers["Retry-After"] == retry_after
         second.take_images(2)
     assert occupancy.images == 0
 
@@ -42,5 +57,5 @@ def test_bytes_beyond_the_limit_are_refused():
         first.take_bytes(60)
         with pytest.raises(RequestError) as refusal:
             second.take_bytes(41)
-        assert refusal.value.code == "overloaded"
+        assert (refusal.value.code, refusal.value.shed) == ("overloaded", "memory_full")
         second.take_bytes(40)

@@ -119,12 +119,28 @@ def test_the_limits_in_force_are_told():
 
 
 def test_the_coverage_of_prediction_sets_is_told(document):
-    (coverage,) = operations(document)["POST", "/v1/predict"]["parameters"]
+    coverage, *_ = operations(document)["POST", "/v1/predict"]["parameters"]
     assert (coverage["name"], coverage["in"], coverage["required"]) == ("coverage", "query", False)
     prediction = document["components"]["schemas"]["Prediction"]
     assert prediction["properties"]["set"]["items"] == {"type": "string"}
     assert "set" not in prediction["required"]
     assert "?coverage=0.9" in docs_page(document)
+
+
+def test_the_deadline_that_a_request_may_name_is_told_with_its_limit():
+    document = openapi(ServiceSettings(deadline_seconds=2.5, limit_deadline_seconds=12.5))
+    its = operations(document)["POST", "/v1/predict"]["parameters"][1]
+    assert (its["name"], its["in"], its["required"]) == ("X-Request-Deadline-Ms", "header", False)
+    assert its["schema"] == {"type": "integer", "minimum": 1, "maximum": 12_500}
+    assert "2.5 seconds" in its["description"]
+    assert "X-Request-Deadline-Ms: 500" in docs_page(document)
+
+
+def test_every_answer_has_its_id_and_those_for_load_say_when_to_come_back(document):
+    for operation in operations(document).values():
+        for status, response in operation["responses"].items():
+            assert "X-Request-Id" in response["headers"]
+            assert ("Retry-After" in response["headers"]) == (status in ("429", "503"))
 
 
 def test_a_key_is_asked_for_only_where_there_is_a_keys_file(document):
