@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float32]
 
 ALL_LAYERS = "all layers"
 EARLIER_LAYERS = "earlier layers"
-CLASSES_LEFT_OUT = "classes left out"
+CLASSES_LEFT_OUT = "classes left out of the score"
 CLASSES_NEVER_LEARNED = "classes never learned"  # by a second training, on request
 MOST_LEFT_OUT = 5  # classes, the most frequent ones
 LEAST_GAIN = 0.005  # of the mean AUROC, that a candidate needs over the one that is tried first
