@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from model.errors import SettingsError
 from plumbline.image_files import ImageFile
 from plumbline.output import say
 from plumbline.predict import Judging, Row, judge_all
@@ -72,12 +73,12 @@ async def predict_into(
 def _told_how_to_go_on(predictions: PredictionsFile) -> Iterator[None]:
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if len(predictions):
-            say(
-                f"stopped: {len(predictions)} files are answered, in {predictions.where};"
-                " the same command (without --anew) goes on from there"
-            )
+            told = f"stopped: {len(predictions)} files are answered, in {predictions.where}"
+            if not isinstance(error, SettingsError):  # which says itself what to do
+                told += "; the same command (without --anew) goes on from there"
+            say(told)
         raise
 
 

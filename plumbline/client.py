@@ -321,7 +321,9 @@ def _open(
 ) -> HttpClient:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        return kind(base_url=url, headers=headers, timeout=timeout_seconds)
+        return kind(
+            base_url=url, headers=headers, timeout=httpx.Timeout(timeout_seconds, pool=None)
+        )
     except httpx.InvalidURL as error:
         raise ServiceError("unreachable", f"{url!r} is no URL: {error}") from error
 

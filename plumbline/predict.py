@@ -234,7 +234,8 @@ class ServiceJudge:
                 list(images.values()), coverage=self.question.coverage
             )
         except ServiceError as error:
-            if error.code not in IMAGE_CODES:
+            # One image that the network fails on fails its whole request where all others are bad.
+            if error.code not in (*IMAGE_CODES, "internal"):
                 raise
             if len(images) > 1:
                 return await self._ask_one_by_one(images)

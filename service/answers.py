@@ -96,6 +96,7 @@ class Answers:
             if not self._lifecycle.is_over:
                 raise
             task.uncancel()
+            metrics.SHED["stopping"].inc()
             return error_response(unavailable("the service stopped before this was done"))
         except Exception:
             log.exception("%s %s failed", request.method, route)

@@ -129,8 +129,22 @@ class Batcher(Generic[Item, Result]):
             async with asyncio.timeout_at(deadline):
                 gathered = await asyncio.gather(*answers, return_exceptions=True)
         except TimeoutError:
+            self._give_up(pending, "deadline")
             raise deadline_exceeded() from None
+        except asyncio.CancelledError:
+            self._give_up(pending, "client_gone")
+            raise
         return [_unpack(answer) for answer in gathered]
+
+    def _give_up(self, entries: Sequence[_Pending[Item, Result]], reason: DropReason) -> None:
+        """Make room at once: what nobody waits for any more is not in the way of others."""
+        given_up = {id(entry) for entry in entries}
+        kept = [entry for entry in self._queue if id(entry) not in given_up]
+        dropped = len(self._queue) - len(kept)
+        if dropped:
+            self._queue = deque(kept)
+            self._drain.give_up(dropped)
+            self._on_drop(reason, dropped)
 
     async def _take_batches(self) -> None:
         loop = asyncio.get_running_loop()
@@ -163,7 +177,7 @@ class Batcher(Generic[Item, Result]):
             first = self._queue[0]
             if first.deadline <= now or first.answer.done():
                 self._queue.popleft()
-                self._drain.leave(1)
+                self._drain.give_up(1)
                 self._on_drop("deadline" if first.deadline <= now else "client_gone", 1)
             elif batch and first.key != batch[0].key:
                 break
@@ -178,9 +192,8 @@ class Batcher(Generic[Item, Result]):
             if len(results) != len(items):
                 raise RuntimeError(f"{len(items)} items gave {len(results)} results")
             return results
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged where the request's id is known
             if len(batch) == 1:
-                log.exception("an item failed")
                 return [error]
         log.warning("a batch of %d failed as a whole; its items are run one by one", len(batch))
         return [outcome for pending in batch for outcome in self._compute([pending])]

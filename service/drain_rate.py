@@ -45,6 +45,11 @@ class DrainRate:
         self.inside -= count
         self._left += count
 
+    def give_up(self, count: int) -> None:
+        """So many are not any more, and nothing was done for them: it tells nothing of the rate."""
+        self._pass_time()
+        self.inside -= count
+
     def per_second(self) -> float | None:
         """The rate; None until something has left."""
         self._pass_time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -34,6 +35,8 @@ from service.openapi import DEADLINE_HEADER, docs_page, openapi
 from service.predictor import Judgement, Predictor
 from service.rollout import Rollout
 from service.settings import ServiceSettings
+
+log = logging.getLogger("plumbline.http")
 
 Outcome = dict[str, Any] | ImageError | RequestError  # a prediction object, or why there is none
 PredictionBatcher = Batcher[Pixels, Judgement]
@@ -105,7 +108,7 @@ class Door:
         client = self._clients.admit(request, "predict")
         predictor = self._predictor()
         least_probability = _least_probability(request, predictor)
-        asked = _asked_seconds(request, self._settings.limit_deadline_seconds)
+        asked = _asked_seconds(request, self._settings.longest_deadline_seconds)
         deadline = None if asked is None else arrived + asked
         with self._occupancy.visit() as visit:
             visit.take_images(1)
@@ -216,6 +219,7 @@ class Door:
                 continue
             answer = next(of_good_images)
             if isinstance(answer, Exception):
+                log.error("an image could not be judged", exc_info=answer)
                 metrics.OUTCOME["internal"].inc()
                 outcomes.append(RequestError("internal", "this image could not be judged"))
             else:

@@ -57,9 +57,12 @@ class Occupancy:
             self._drain.enter(images)
         self.bytes += body_bytes
 
-    def give_back(self, images: int, body_bytes: int) -> None:
-        """What a visit took."""
-        self._drain.leave(images)
+    def give_back(self, images: int, body_bytes: int, *, answered: bool) -> None:
+        """What a visit took; a refusal is no sign of how fast images are answered."""
+        if answered:
+            self._drain.leave(images)
+        else:
+            self._drain.give_up(images)
         self.bytes -= body_bytes
 
     def _overloaded(self, full: str, reason: ShedReason) -> RequestError:
@@ -84,7 +87,7 @@ class Visit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._occupancy.give_back(self._images, self._bytes)
+        self._occupancy.give_back(self._images, self._bytes, answered=kind is None)
 
     def take_images(self, count: int) -> None:
         """Raise `RequestError` `overloaded` unless there is room for so many more."""

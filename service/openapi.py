@@ -156,7 +156,7 @@ _TRACEPARENT: dict[str, Any] = {
 
 
 def _deadline(settings: ServiceSettings) -> dict[str, Any]:
-    most = round(1000 * settings.limit_deadline_seconds)
+    most = round(1000 * settings.longest_deadline_seconds)
     return {
         "name": DEADLINE_HEADER,
         "in": "header",

@@ -62,11 +62,11 @@ class ServiceSettings(MonitoringSettings):
         description="Longest time from a whole request to its answer, where the request itself "
         "names none by `X-Request-Deadline-Ms`.",
     )
-    limit_deadline_seconds: float = Field(
-        default=60.0,
+    limit_deadline_seconds: float | None = Field(
+        default=None,
         ge=0.001,
         description="Longest time that a request may name by `X-Request-Deadline-Ms`, from its "
-        "arrival to its answer.",
+        "arrival to its answer. Not set: that of `PLUMBLINE_DEADLINE_SECONDS`.",
     )
     body_timeout_seconds: float = Field(
         default=10.0, gt=0, description="Longest time for a request's body to arrive."
@@ -167,6 +167,12 @@ class ServiceSettings(MonitoringSettings):
             least_side_pixels=self.limit_least_side_pixels,
             aspect=self.limit_aspect,
         )
+
+    @property
+    def longest_deadline_seconds(self) -> float:
+        """That a request may name."""
+        given = self.limit_deadline_seconds
+        return self.deadline_seconds if given is None else given
 
     @property
     def request_limits(self) -> dict[str, int]:

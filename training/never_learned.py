@@ -63,11 +63,13 @@ def choose_left_out(prepared: Prepared, count: int | None) -> tuple[str, ...]:
     chosen = tuple(classes[index] for index in np.sort(drawn))
     numbers = _numbers(prepared, chosen)
     for split, least in ((Split.FIT, 2 * NEIGHBOURS), (Split.VALIDATION, 1)):
-        has = _has_any(prepared.splits[split].targets, numbers)
-        if (~has).sum() < least or (split is Split.VALIDATION and not has.any()):
+        targets = prepared.splits[split].targets
+        has = _has_any(targets, numbers)
+        others = int((~has & _is_labelled(targets)).sum())
+        if others < least or (split is Split.VALIDATION and not has.any()):
             raise SettingsError(
                 f"--leave-classes-out {count}: without {', '.join(chosen)} the {split.value} split"
-                f" has {int((~has).sum())} images, and {int(has.sum())} of those classes, which is"
+                f" has {others} images, and {int(has.sum())} of those classes, which is"
                 " too few; leave fewer out"
             )
     return chosen

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from model.bundle import Bundle, DataSummary
+from model.errors import TrainingError
 from model.network import Network
 from model.store import ModelStore, check_name
 from training.baselines import (
@@ -145,7 +146,11 @@ def _train_without(
     request = replace(request, keep_fine_tuned=True)
     saving = _checkpoint(without, settings, request, store, say, part="without")
     bar = ProgressBar("training without", enabled=show_progress)
-    second = _train_once(without, settings, request, store, [bar], saving)
+    try:
+        second = _train_once(without, settings, request, store, [bar], saving)
+    except TrainingError as error:  # the first training is none the worse for it
+        say(f"the second training ended early, and nothing is judged by it: {error}")
+        return None
     return judge_never_learned(second.network, prepared, classes)
 
 

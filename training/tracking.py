@@ -34,7 +34,7 @@ _BATCH_OF_METRICS = 500  # that MLflow is sent at once; it takes 1,000
 
 
 class Tracker(Callback, ABC):
-    """Writes every training that it takes part in; the linear head's is a run of its own."""
+    """Writes every training that it takes part in; each of the linear head is a run of its own."""
 
     order = 80
     shown_by: str  # the command that shows the runs
@@ -240,7 +240,10 @@ def run_folder(home: Path, name: str) -> Path:
 
 
 def _run_name(trainer: Trainer) -> str:
-    return "all layers" if isinstance(trainer.network, Network) else "linear head"
+    if isinstance(trainer.network, Network):
+        return "all layers"
+    # It is fitted with several, and each is a run of its own.
+    return f"linear head, weight decay {trainer.settings.weight_decay:g}"
 
 
 def _first_line(error: Exception) -> str:

@@ -331,6 +331,16 @@ def test_a_file_whose_error_was_not_its_own_is_asked_again(run, out, folder, sma
     assert is_complete(out, folder)
 
 
+def test_a_file_that_the_service_cannot_judge_alone_is_an_error_in_its_row(
+    run, out, folder, small_service
+):
+    refused = 500, {"error": {"code": "internal", "message": "this image could not be judged"}}
+    small_service.predict = lambda images: refused
+    done = run()
+    assert (done.exit_code, "10 with an error" in done.stderr) == (1, True)
+    assert run().exit_code == 1, "and so it is the next time"
+
+
 class TestAnotherModel:
     def begun(self, run, small_service):
         """Some answers by version 1, and a service that serves version 2."""
@@ -378,6 +388,7 @@ class TestAnotherModel:
         done = run("--concurrency", "1")
         assert done.exit_code == 2
         assert "stopped: 20 files are answered" in done.stderr
+        assert "the same command" not in done.stderr, "which would be refused"
         assert "are by m:2 and others by m:1" in done.stderr
         assert not out.exists()
 

@@ -43,10 +43,13 @@ class Machine:
         self.open.set()
         self.labels, self.flagged = ["star"], False
         self.fault: Exception | None = None
+        self.cannot_judge: Exception | None = None
 
     def predict(self, images: list[np.ndarray]) -> list[Judgement]:
         self.entered += 1
         assert self.open.wait(30)
+        if self.cannot_judge is not None:
+            raise self.cannot_judge
         self.seen += [int(image[0, 0, 0]) for image in images]
         return [
             Judgement(
@@ -155,7 +158,8 @@ def open_door(make_manifest: Callable[..., Manifest], tmp_path: Path) -> OpenThe
 
     @contextmanager
     def open_(**settings: Any) -> Iterator[OpenDoor]:
-        given = ServiceSettings(home=tmp_path / "home", **settings)
+        patient = {"limit_deadline_seconds": 60.0, **settings}
+        given = ServiceSettings(home=tmp_path / "home", **patient)
         door = OpenDoor(given, Machine(make_manifest()))
         door.start()
         try:

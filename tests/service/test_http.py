@@ -72,6 +72,14 @@ def test_a_deadline_that_is_named_twice_is_none(open_door, red):
         assert code(response) == (422, "invalid")
 
 
+def test_nobody_may_wait_longer_than_the_setting_unless_that_is_allowed(open_door, red):
+    with open_door(deadline_seconds=2.0, limit_deadline_seconds=None) as door:
+        refused = ask(door, red(1), X_Request_Deadline_Ms="2001")
+        assert code(refused) == (422, "invalid")
+        assert "1 to 2000, once" in refused.text
+        assert ask(door, red(1), X_Request_Deadline_Ms="2000").status_code == 200
+
+
 @pytest.mark.parametrize("given", ["60000", "000900"])
 def test_a_deadline_within_the_limit_is_taken(open_door, red, given):
     with open_door() as door:
@@ -127,6 +135,7 @@ def test_the_work_of_a_client_that_hung_up_is_not_computed(open_door, red, count
         gone.close()
         until(lambda: counts("plumbline_requests_total", route="/v1/predict", status="499") == 1)
         assert door.door.images_inside == 1, "its room is given back at once"
+        assert door.batcher.waiting == 0, "and its place in the queue"
         door.machine.open.set()
         assert answer_of(first).startswith(b"HTTP/1.1 200")
         assert ask(door, red(3)).status_code == 200
@@ -321,6 +330,18 @@ def test_a_failure_is_logged_under_the_id_of_its_request(open_door, red, lines):
     assert (line["level"], line["message"]) == ("error", "POST /v1/predict failed")
     assert line["request_id"] == response.headers["x-request-id"] == TRACE
     assert "KeyError" in line["exception"]
+
+
+def test_an_image_that_cannot_be_judged_is_logged_under_the_id_of_its_request(
+    open_door, red, lines
+):
+    with open_door() as door:
+        door.machine.cannot_judge = RuntimeError("the network broke")
+        response = ask(door, red(1), traceparent=TRACEPARENT)
+        assert code(response) == (500, "internal")
+    (line,) = [its for its in lines() if "could not be judged" in its["message"]]
+    assert line["request_id"] == response.headers["x-request-id"]
+    assert "the network broke" in line["exception"]
 
 
 def test_requests_are_logged_only_where_that_is_asked_for(open_door, red, lines):

@@ -51,6 +51,27 @@ def test_images_beyond_the_limit_are_refused_with_the_time_to_drain(seconds_an_i
     assert occupancy.images == 0
 
 
+def test_refusals_are_no_sign_of_how_fast_images_are_answered():
+    clock = Clock()
+    occupancy = an_occupancy(clock)
+    for _ in range(200):
+        with occupancy.visit() as visit:
+            visit.take_images(1)
+            clock.now += 0.5
+
+    def retry_after() -> str:
+        with pytest.raises(RequestError) as refusal, occupancy.visit() as visit:
+            visit.take_images(1)
+            clock.now += 0.001
+            visit.take_images(10)
+        return refusal.value.headers["Retry-After"]
+
+    with occupancy.visit() as first:
+        first.take_images(8)
+        told = [retry_after() for _ in range(100)]
+    assert told[0] == told[-1] != "1"
+
+
 def test_bytes_beyond_the_limit_are_refused():
     occupancy = an_occupancy()
     with occupancy.visit() as first, occupancy.visit() as second:

@@ -24,12 +24,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from model.errors import SettingsError
 from training.history import TrainingHistory
-from training.linear_head import LinearHead
+from training.linear_head import WEIGHT_DECAYS, LinearHead, choose_head
 from training.loop import Arrays, Trainer
 from training.settings import TrainingSettings
 from training.tracking import MLflow, TensorBoard, Tracker, open_tracker, run_folder
 
 XOR = Arrays(np.eye(4, dtype=np.float32), np.array([0, 1, 1, 0]))
+RUN = f"linear head, weight decay {TrainingSettings().weight_decay:g}"
 
 
 def train(tracker: Tracker) -> Trainer:
@@ -47,7 +48,7 @@ def read(folder: Path) -> EventAccumulator:
 
 def test_a_run_holds_every_step_every_epoch_and_the_settings(tmp_path: Path) -> None:
     history = train(TensorBoard(tmp_path)).history
-    events = read(tmp_path / "linear head")
+    events = read(tmp_path / RUN)
     losses = events.Scalars("loss/fit")
     assert [event.step for event in losses] == [0, 1, 2, 3, 4, 5]
     assert [event.value for event in losses] == pytest.approx(history.losses)
@@ -98,6 +99,14 @@ def deprecated_parts_of_mlflow() -> Iterator[None]:
         yield
 
 
+def test_each_fit_of_the_linear_head_is_a_run_of_its_own(tmp_path: Path) -> None:
+    data = np.eye(4, dtype=np.float32), np.arange(4)
+    choose_head(*data, *data, class_count=4, task="single", callbacks=[TensorBoard(tmp_path)])
+    runs = [path.name for path in tmp_path.iterdir()]
+    assert len(runs) > 1
+    assert set(runs) <= {f"linear head, weight decay {decay:g}" for decay in WEIGHT_DECAYS}
+
+
 @pytest.mark.usefixtures("deprecated_parts_of_mlflow")
 def test_mlflow_holds_runs_in_sqlite_below_the_home_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,8 +152,8 @@ def check_mlflow_runs(uri: str, history: TrainingHistory) -> None:
         run.info.run_name: run
         for run in client.search_runs([experiment.experiment_id], max_results=9)
     }
-    assert set(runs) == {"linear head", "registered"}
-    training = runs["linear head"]
+    assert set(runs) == {RUN, "registered"}
+    training = runs[RUN]
     assert training.info.status == "FINISHED"
     assert training.data.params["batch_size"] == "2"
     losses = client.get_metric_history(training.info.run_id, "fit_loss")
