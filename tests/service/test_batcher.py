@@ -308,7 +308,7 @@ def test_what_is_dropped_is_told_with_its_reason():
 
     run(machine, story, on_drop=lambda reason, count: dropped.append((reason, count)))
     assert [items for _, items in machine.batches] == [[0], [4]]
-    assert dropped == [("deadline", 1), ("deadline", 1), ("client_gone", 1)]
+    assert dropped == [("client_gone", 1), ("deadline", 2)]
 
 
 def test_a_deadline_during_the_computation_is_kept_and_the_batcher_goes_on():
