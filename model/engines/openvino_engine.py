@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +16,26 @@ from model.engines import Outputs
 from model.engines.openvino_silent import openvino
 from model.errors import EngineError
 
+Result = TypeVar("Result")
+
 _GRAPHS = {"f32": OPENVINO, "bf16": OPENVINO, "int8": INT8}
+
+
+def _aside(call: Callable[[], Result]) -> Result:
+    """Call in a thread of its own.
+
+    OpenVINO's CPU plugin (2026.4.1) gives the thread that loads it another stack for signals, and
+    brings back the former one when the last of its users goes. Two engines that go in the order in
+    which they came leave the thread with a stack that is gone, and the next signal, a Ctrl-C or a
+    SIGTERM, ends the process with a segmentation fault.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 def native_precisions() -> frozenset[str]:
     """What this processor computes itself; bfloat16 is emulated by others, and slow."""
-    can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    can = _aside(lambda: openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return frozenset({"f32", "int8", *(["bf16"] if "BF16" in can else [])})
 
 
@@ -55,16 +72,14 @@ class OpenVinoEngine:
         self.precision = precision
         graph = graph or _GRAPHS[precision]
         try:
-            self._compiled = openvino.Core().compile_model(
-                str(directory / graph),
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": _arithmetic(precision),
-                    "INFERENCE_NUM_THREADS": threads,
-                    "NUM_STREAMS": 1,
-                    "ENABLE_CPU_PINNING": False,
-                },
-            )
+            options = {
+                "INFERENCE_PRECISION_HINT": _arithmetic(precision),
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,
+            }
+            path = str(directory / graph)
+            self._compiled = _aside(lambda: openvino.Core().compile_model(path, "CPU", options))
         except RuntimeError as error:
             raise EngineError(f"OpenVINO refuses {directory / graph}: {error}") from error
         self._request = self._compiled.create_infer_request()

@@ -201,3 +201,20 @@ def test_openvino_and_nncf_do_not_phone_home(bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert not (home / "intel").exists()
+
+
+def test_signals_are_heard_whatever_order_engines_go_in(bundle):
+    """OpenVINO's plugin moves the stack for signals of the thread that loads it."""
+    program = (
+        "import gc, os, signal, sys; from pathlib import Path\n"
+        "from model.engines.openvino_engine import OpenVinoEngine\n"
+        "made = [OpenVinoEngine(Path(sys.argv[1]), threads=1, precision='f32') for _ in range(2)]\n"
+        "while made:\n"
+        "    made.pop(0)\n"
+        "    gc.collect()\n"
+        "signal.signal(signal.SIGTERM, lambda *its: print('heard'))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    command = [sys.executable, "-X", "faulthandler", "-c", program, str(bundle.directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
