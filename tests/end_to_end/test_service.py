@@ -389,10 +389,10 @@ class TestRoutes:
 
 class TestDeadlines:
     def test_one_with_time_enough_changes_nothing(self, server, garment_images):
-        answer = ask(server, a_sneaker(garment_images), X_Request_Deadline_Ms="20000")
+        answer = ask(server, a_sneaker(garment_images), X_Request_Deadline_Ms="5000")
         assert answer.json()["predictions"][0]["labels"] == ["sneaker"]
 
-    @pytest.mark.parametrize("given", ["0", "-1", "1.5", "soon", "60001"])
+    @pytest.mark.parametrize("given", ["0", "-1", "1.5", "soon", "5001"])
     def test_one_that_is_none_gets_one_clear_error(self, server, garment_images, given):
         response = ask(server, a_sneaker(garment_images), X_Request_Deadline_Ms=given)
         assert (response.status_code, error_code(response)) == (422, "invalid")
