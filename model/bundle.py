@@ -232,7 +232,7 @@ def writing(directory: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        _flush_to_disk([partial, *partial.rglob("*")])
+        flush_to_disk([partial, *partial.rglob("*")])
         # A folder's name stands in the folder above it.
         _move(partial, directory, names_in=directory.parents[: len(made) + 1])
     except (OSError, SafetensorError) as error:  # the latter where safetensors meets a full disk
@@ -278,7 +278,7 @@ def _is_running(process: int) -> bool:
 def _move(partial: Path, directory: Path, names_in: Iterable[Path]) -> None:
     partial.rename(directory)
     try:
-        _flush_to_disk(names_in)
+        flush_to_disk(names_in)
     except BaseException:
         shutil.rmtree(directory)
         raise
@@ -395,7 +395,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush_to_disk(paths: Iterable[Path]) -> None:
+def flush_to_disk(paths: Iterable[Path]) -> None:
     """Files and folders; a folder holds the names of what is in it."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)

@@ -149,12 +149,3 @@ def _to_bytes(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
-
-
-def flush_to_disk(path: Path) -> None:
-    """A file, or a folder, which holds the names of what is in it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,9 +18,10 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet
 
+from model.bundle import flush_to_disk
 from model.errors import SettingsError
 from plumbline.image_files import ImageFile
-from plumbline.journal import Journal, flush_to_disk
+from plumbline.journal import Journal
 from plumbline.predict import IMAGE_CODES, Question, Row
 
 SCHEMA = pa.schema(
@@ -153,7 +154,7 @@ class PredictionsFile:
             whole.replace(self.out)
         finally:
             whole.unlink(missing_ok=True)
-        flush_to_disk(self.out.parent)
+        flush_to_disk([self.out.parent])
         self._journal.clear()
 
     def _read_journal(self) -> None:
@@ -212,7 +213,7 @@ class PredictionsFile:
         with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
             for start in range(0, len(names), _ROW_GROUP):
                 writer.write_table(self._rows(names[start : start + _ROW_GROUP]))
-        flush_to_disk(path)
+        flush_to_disk([path])
 
     def _rows(self, names: Sequence[str]) -> pa.Table:
         """The rows of some files, in that order; holds the pieces in memory that have them."""
