@@ -106,9 +106,8 @@ def run_training(
         callbacks = [bar] if tracker is None else [bar, tracker]
         left_out = choose_left_out(prepared, request.leave_classes_out)
         outcome = train_network(prepared, request, store, callbacks, say)
-        never_learned = _train_without(
-            left_out, prepared, outcome, request, store, show_progress, say
-        )
+        second = _train_without(left_out, prepared, outcome, request, store, show_progress, say)
+    never_learned = None if second is None else judge_never_learned(second, prepared, left_out)
     return _register(prepared, outcome, never_learned, request, store, tracker, say)
 
 
@@ -129,8 +128,8 @@ def _train_without(
     store: ModelStore,
     show_progress: bool = False,
     say: Say = lambda message: None,
-) -> NeverLearned | None:
-    """Train a second time without some classes, where that was asked for and tells more."""
+) -> Network | None:
+    """A network that never saw some classes, where that was asked for and tells more."""
     if not classes:
         return None
     if outcome.kept == LINEAR_HEAD_KEPT:
@@ -147,11 +146,10 @@ def _train_without(
     saving = _checkpoint(without, settings, request, store, say, part="without")
     bar = ProgressBar("training without", enabled=show_progress)
     try:
-        second = _train_once(without, settings, request, store, [bar], saving)
+        return _train_once(without, settings, request, store, [bar], saving).network
     except TrainingError as error:  # the first training is none the worse for it
         say(f"the second training ended early, and nothing is judged by it: {error}")
         return None
-    return judge_never_learned(second.network, prepared, classes)
 
 
 def _register(
