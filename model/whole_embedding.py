@@ -65,6 +65,8 @@ def _earlier_layers(network: Network) -> tuple[list[int], list[int]]:
             given = network.normalise(black.to(network.mean.device))
             wanted = network.body(given)
             layers, found = _layers_and_last(network.body, given, None)
+    except torch.OutOfMemoryError:  # says nothing about the layers
+        raise
     except (TypeError, AttributeError, NotImplementedError, RuntimeError):
         return [], []  # timm promises them for most bodies, not for all
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from plumbline.training_options import data_options, take_columns
 
 if TYPE_CHECKING:
     from model.decision import Task
+    from training.cleaning import Suspect
 
 
 @click.command()
@@ -57,47 +60,25 @@ def clean(
     of the pretrained network do (on pixels where images are tiny).
     """
     from training.cleaning import write_suspects
-    from training.decoding_bar import DecodingBar
 
     if version is None and data is None:
         raise SettingsError("clean: give a VERSION, or --data, or both")
-    if out.exists():
-        raise SettingsError(
-            f"--out {out} exists already, and may hold edits; choose another name, or remove it"
-        )
-    if not out.parent.is_dir():
-        raise SettingsError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if version is not None and (task is not None or seed):
+        raise SettingsError("--task and --seed are those of the VERSION; leave them out")
+    _check_out(out)
     reading |= take_columns(reading)
-    store = open_store()
     tell = (lambda message: None) if as_json else say
-    bar = DecodingBar("looking for copies", enabled=not as_json)
     if version is not None:
-        if task is not None or seed:
-            raise SettingsError("--task and --seed are those of the VERSION; leave them out")
-        from training.evaluate import reopen
-        from training.suspects import suspects_of_version
-
-        opened = reopen(store, version, data, split, **reading)
-        kind, name = opened.manifest.task, opened.source.name
-        with bar as progress:
-            suspects = suspects_of_version(opened, progress=progress, say=tell)
+        found = _of_version(version, data, split, reading, tell, show_progress=not as_json)
     else:
-        from training.sources import open_source
-        from training.suspects import suspects_of_data
-
-        source = open_source(
-            str(data), task=task, seed=seed, home=store.home, for_training=False, **reading
-        )
-        kind, name = source.task, source.name
-        with bar as progress:
-            suspects = suspects_of_data(source, store.home, seed=seed, progress=progress, say=tell)
-    count = write_suspects(out, suspects, kind)
-    errors = sum(its.score is not None for its in suspects)
+        found = _of_data(str(data), task, seed, reading, tell, show_progress=not as_json)
+    count = write_suspects(out, found.suspects, found.task)
+    errors = sum(its.score is not None for its in found.suspects)
     if as_json:
         print_json(
             {
                 "out": str(out),
-                "data": name,
+                "data": found.data,
                 "suspects": count,
                 "label_errors": errors,
                 "duplicates": count - errors,
@@ -105,7 +86,64 @@ def clean(
         )
         return
     click.echo(
-        f"{count} rows of {name} to look at ({errors} labels, {count - errors} copies): {out}"
+        f"{count} rows of {found.data} to look at ({errors} labels, {count - errors} copies): {out}"
     )
     if count:
         say(f"fill in the column action, then: plumbline train --clean {out} ...")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Suspects, and what they are rows of."""
+
+    suspects: list[Suspect]
+    task: Task
+    data: str
+
+
+def _check_out(out: Path) -> None:
+    if out.exists():
+        raise SettingsError(
+            f"--out {out} exists already, and may hold edits; choose another name, or remove it"
+        )
+    if not out.parent.is_dir():
+        raise SettingsError(f"--out {out}: there is no folder {out.parent}; make it first")
+
+
+def _of_version(
+    version: str,
+    data: str | None,
+    split: str,
+    reading: dict[str, Any],
+    tell: Callable[[str], None],
+    *,
+    show_progress: bool,
+) -> _Found:
+    from training.decoding_bar import DecodingBar
+    from training.evaluate import reopen
+    from training.suspects import suspects_of_version
+
+    opened = reopen(open_store(), version, data, split, **reading)
+    with DecodingBar("looking for copies", enabled=show_progress) as progress:
+        suspects = suspects_of_version(opened, progress=progress, say=tell)
+    return _Found(suspects, opened.manifest.task, opened.source.name)
+
+
+def _of_data(
+    data: str,
+    task: Task | None,
+    seed: int,
+    reading: dict[str, Any],
+    tell: Callable[[str], None],
+    *,
+    show_progress: bool,
+) -> _Found:
+    from training.decoding_bar import DecodingBar
+    from training.sources import open_source
+    from training.suspects import suspects_of_data
+
+    home = open_store().home
+    source = open_source(data, task=task, seed=seed, home=home, for_training=False, **reading)
+    with DecodingBar("looking for copies", enabled=show_progress) as progress:
+        suspects = suspects_of_data(source, home, seed=seed, progress=progress, say=tell)
+    return _Found(suspects, source.task, source.name)
