@@ -1,34 +1,30 @@
 """Batches without waiting, and without one item spoiling its neighbours.
 
 One batch is in flight at a time. While it runs, arrivals queue; the next batch takes what has
-come, so batches grow with the load and a lone request never waits. The queue is bounded.
+come, in the order of `FairQueue`, so batches grow with the load and a lone request never waits.
+How much may wait is bounded at the door (`Occupancy`), where it costs least to refuse.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from service.drain_rate import DrainRate
-from service.errors import DropReason, deadline_exceeded, overloaded
+from service.errors import DropReason, deadline_exceeded
+from service.fair_queue import FairQueue, Request
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 log = logging.getLogger("plumbline.batcher")
 
-_LONGEST_RETRY_SECONDS = 60.0
-
 
 @dataclass(slots=True)
 class _Pending(Generic[Item, Result]):
-    key: Hashable
     item: Item
     answer: asyncio.Future[tuple[Result, float, float]]
     arrived: float
@@ -54,23 +50,24 @@ class Batcher(Generic[Item, Result]):
         self,
         run: Callable[[Hashable, Sequence[Item]], Sequence[Result]],
         *,
-        batch_images: int,
-        queue_images: int,
+        batch_images: Callable[[Hashable], int],
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
         on_drop: Callable[[DropReason, int], None] = lambda reason, count: None,
+        executor: Executor | None = None,
     ) -> None:
-        """`on_batch` hears of the size and seconds of every batch, `on_drop` of items that nobody
-        waits for any more when their turn comes: they are not computed.
+        """`batch_images` tells the most items of a batch for a key.
+
+        `on_batch` hears of the size and seconds of every batch, `on_drop` of items that nobody
+        waits for any more when their turn comes: they are not computed. `executor` runs one batch
+        at a time; None: a thread of its own.
         """
         self._run = run
         self._batch_images = batch_images
-        self._queue_images = queue_images
         self._on_batch = on_batch
         self._on_drop = on_drop
-        self._queue: deque[_Pending[Item, Result]] = deque()
+        self._queue: FairQueue[_Pending[Item, Result]] = FairQueue()
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._drain = DrainRate()
+        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._loop_task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -84,66 +81,55 @@ class Batcher(Generic[Item, Result]):
         self._arrived.set()
         if self._loop_task is not None:
             await asyncio.wait([self._loop_task])
-        for pending in self._queue:
+        while (key := self._queue.group()) is not None:
+            pending = self._queue.pop(key)
+            assert pending is not None
             pending.answer.cancel()
-        self._thread.shutdown()
+        self._executor.shutdown()
 
     @property
     def waiting(self) -> int:
         """Images in the queue."""
         return len(self._queue)
 
-    def retry_after_seconds(self) -> int:
-        """Whole seconds in which the present queue will have drained, at least 1."""
-        return self._drain.seconds_until_empty(longest=_LONGEST_RETRY_SECONDS)
-
-    def check_room(self, images: int) -> None:
-        """Raise `RequestError` `overloaded` unless the queue has room for so many."""
-        if len(self._queue) + images > self._queue_images:
-            raise overloaded(
-                f"{len(self._queue)} images are waiting and at most {self._queue_images} may",
-                self.retry_after_seconds(),
-            )
-
     async def submit(
-        self, key: Hashable, items: Sequence[Item], *, deadline: float
+        self,
+        key: Hashable,
+        items: Sequence[Item],
+        *,
+        deadline: float,
+        client: Hashable = None,
     ) -> list[Answer[Result] | Exception]:
         """Queue the items of one request and wait for all of them, in order.
 
-        `deadline` is in seconds of the event loop's clock. An item that fails gives its
-        exception; its neighbours their results. Raises `RequestError` `overloaded` when the
-        queue has no room for all of them (a request is never taken in part) and
-        `deadline_exceeded` when time runs out; what had not begun is then not computed.
+        `deadline` is in seconds of the event loop's clock; `client` is who is to have no more than
+        others. An item that fails gives its exception; its neighbours their results. Raises
+        `RequestError` `deadline_exceeded` when time runs out; what had not begun is then not
+        computed.
         """
-        self.check_room(len(items))
         loop = asyncio.get_running_loop()
-        now = time.perf_counter()
+        now = loop.time()
         pending = [
-            _Pending[Item, Result](key, item, loop.create_future(), now, deadline) for item in items
+            _Pending[Item, Result](item, loop.create_future(), now, deadline) for item in items
         ]
-        self._queue.extend(pending)
-        self._drain.enter(len(items))
+        request = self._queue.put(key, client, pending)
         self._arrived.set()
         answers = [entry.answer for entry in pending]
         try:
             async with asyncio.timeout_at(deadline):
                 gathered = await asyncio.gather(*answers, return_exceptions=True)
         except TimeoutError:
-            self._give_up(pending, "deadline")
+            self._give_up(request, "deadline")
             raise deadline_exceeded() from None
         except asyncio.CancelledError:
-            self._give_up(pending, "client_gone")
+            self._give_up(request, "client_gone")
             raise
         return [_unpack(answer) for answer in gathered]
 
-    def _give_up(self, entries: Sequence[_Pending[Item, Result]], reason: DropReason) -> None:
+    def _give_up(self, request: Request[_Pending[Item, Result]], reason: DropReason) -> None:
         """Make room at once: what nobody waits for any more is not in the way of others."""
-        given_up = {id(entry) for entry in entries}
-        kept = [entry for entry in self._queue if id(entry) not in given_up]
-        dropped = len(self._queue) - len(kept)
+        dropped = self._queue.drop(request)
         if dropped:
-            self._queue = deque(kept)
-            self._drain.give_up(dropped)
             self._on_drop(reason, dropped)
 
     async def _take_batches(self) -> None:
@@ -152,14 +138,14 @@ class Batcher(Generic[Item, Result]):
             await self._arrived.wait()
             if self._stopping:
                 return
-            batch = self._take()
+            key, batch = self._take()
             if not batch:
                 self._arrived.clear()
                 continue
-            started = time.perf_counter()
-            outcomes = await loop.run_in_executor(self._thread, self._compute, batch)
-            seconds = time.perf_counter() - started
-            self._drain.leave(len(batch))
+            started = loop.time()
+            items = [pending.item for pending in batch]
+            outcomes = await loop.run_in_executor(self._executor, self._compute, key, items)
+            seconds = loop.time() - started
             self._on_batch(len(batch), seconds)
             for pending, outcome in zip(batch, outcomes, strict=True):
                 if pending.answer.done():
@@ -169,34 +155,33 @@ class Batcher(Generic[Item, Result]):
                 else:
                     pending.answer.set_result((outcome, started - pending.arrived, seconds))
 
-    def _take(self) -> list[_Pending[Item, Result]]:
-        """The longest run of items with one key, less those that nobody waits for any more."""
+    def _take(self) -> tuple[Hashable, list[_Pending[Item, Result]]]:
+        """Items of the key that has waited longest, less those that nobody waits for any more."""
         now = asyncio.get_running_loop().time()
         batch: list[_Pending[Item, Result]] = []
-        while self._queue and len(batch) < self._batch_images:
-            first = self._queue[0]
-            if first.deadline <= now or first.answer.done():
-                self._queue.popleft()
-                self._drain.give_up(1)
-                self._on_drop("deadline" if first.deadline <= now else "client_gone", 1)
-            elif batch and first.key != batch[0].key:
-                break
-            else:
-                batch.append(self._queue.popleft())
-        return batch
+        key: Hashable = None
+        while not batch and (key := self._queue.group()) is not None:
+            most = self._batch_images(key)
+            while len(batch) < most and (first := self._queue.pop(key)) is not None:
+                if first.deadline <= now:
+                    self._on_drop("deadline", 1)
+                elif first.answer.done():
+                    self._on_drop("client_gone", 1)
+                else:
+                    batch.append(first)
+        return key, batch
 
-    def _compute(self, batch: Sequence[_Pending[Item, Result]]) -> Sequence[Result | Exception]:
-        items = [pending.item for pending in batch]
+    def _compute(self, key: Hashable, items: Sequence[Item]) -> Sequence[Result | Exception]:
         try:
-            results = self._run(batch[0].key, items)
+            results = self._run(key, items)
             if len(results) != len(items):
                 raise RuntimeError(f"{len(items)} items gave {len(results)} results")
             return results
         except Exception as error:  # noqa: BLE001 - logged where the request's id is known
-            if len(batch) == 1:
+            if len(items) == 1:
                 return [error]
-        log.warning("a batch of %d failed as a whole; its items are run one by one", len(batch))
-        return [outcome for pending in batch for outcome in self._compute([pending])]
+        log.warning("a batch of %d failed as a whole; its items are run one by one", len(items))
+        return [outcome for item in items for outcome in self._compute(key, [item])]
 
 
 def _unpack(answer: tuple[Result, float, float] | BaseException) -> Answer[Result] | Exception:

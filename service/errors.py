@@ -29,7 +29,9 @@ Code = Literal[
 ]
 
 # Why a request is turned away that nothing is wrong with, and why an image is given up.
-ShedReason = Literal["queue_full", "memory_full", "starting", "stopping", "state_database"]
+ShedReason = Literal[
+    "queue_full", "memory_full", "share_full", "starting", "stopping", "state_database"
+]
 DropReason = Literal["deadline", "client_gone"]
 
 STATUS: dict[str, int] = {

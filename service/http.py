@@ -110,7 +110,7 @@ class Door:
         least_probability = _least_probability(request, predictor)
         asked = _asked_seconds(request, self._settings.longest_deadline_seconds)
         deadline = None if asked is None else arrived + asked
-        with self._occupancy.visit() as visit:
+        with self._occupancy.visit(client) as visit:
             visit.take_images(1)
             images = await self._admission.read_images(
                 request, deadline=deadline, on_bytes=visit.take_bytes
@@ -119,7 +119,7 @@ class Door:
             if deadline is None:
                 deadline = loop.time() + self._settings.deadline_seconds
             async with Attention(request.receive):
-                admitted, answers = await self._judge(images, predictor, deadline)
+                admitted, answers = await self._judge(images, predictor, deadline, client)
         judged = time.perf_counter()
         outcomes = self._outcomes(
             images, admitted, answers, predictor, client=client, least_probability=least_probability
@@ -192,12 +192,14 @@ class Door:
         return self._rollout.champion
 
     async def _judge(
-        self, images: list[bytes], predictor: Predictor, deadline: float
+        self, images: list[bytes], predictor: Predictor, deadline: float, client: str
     ) -> tuple[list[Admitted | ImageError], list[Answer[Judgement] | Exception]]:
         """Decode and compute: what became of each image, and an answer for each good one."""
         admitted = await self._admission.admit_all(images, predictor.input, deadline=deadline)
         pixels = [image.pixels for image in admitted if isinstance(image, Admitted)]
-        return admitted, await self._batcher.submit(predictor, pixels, deadline=deadline)
+        return admitted, await self._batcher.submit(
+            predictor, pixels, deadline=deadline, client=client
+        )
 
     def _outcomes(
         self,
@@ -326,7 +328,11 @@ def _model_description(predictor: Predictor) -> dict[str, Any]:
         "thresholds": manifest.thresholds.model_dump(),
         "input": {"size": manifest.input.size, "crop": manifest.input.crop},
         "architecture": manifest.architecture,
-        "engine": {"name": predictor.engine.name, "precision": predictor.engine.precision},
+        "engine": {
+            "name": predictor.engine.name,
+            "precision": predictor.engine.precision,
+            "batch_images": predictor.batch_images,
+        },
         "alpha": predictor.alpha,
         "outlier": manifest.outlier.model_dump(),
         "prediction_sets": None if sets is None else sets.model_dump(),

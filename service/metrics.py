@@ -81,8 +81,8 @@ INSIDE_IMAGES = Gauge(
 )
 SHED_REQUESTS = Counter(
     "plumbline_shed_requests_total",
-    "Requests turned away with 429 or 503, by reason: queue_full, memory_full, starting, stopping, "
-    "state_database.",
+    "Requests turned away with 429 or 503, by reason: queue_full, memory_full, share_full, "
+    "starting, stopping, state_database.",
     ("reason",),
 )
 SHED = Children(SHED_REQUESTS, *get_args(ShedReason))

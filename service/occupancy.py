@@ -2,17 +2,32 @@
 
 The bound of the queue is kept here, before a body is read, so that overload is refused at the
 door and not after the work of reading and decoding.
+
+One client cannot take all the room: it may hold at most `SHARE` times what is free, so that
+something always is (Choudhury and Hahne 1998, dynamic queue length thresholds). Alone it gets three
+quarters of the room, one of two that both ask for more three sevenths.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from service.drain_rate import DrainRate
 from service.errors import RequestError, ShedReason, overloaded
+
+SHARE = 3  # of the free room that one client may hold
+
+
+@dataclass(slots=True)
+class _Held:
+    """By one client."""
+
+    images: int = 0
+    bytes: int = 0
 
 
 class Occupancy:
@@ -34,6 +49,7 @@ class Occupancy:
         self._most_bytes = most_bytes
         self._longest_seconds = longest_seconds
         self._drain = DrainRate(clock=clock)
+        self._held: dict[Hashable, _Held] = {}
         self.bytes = 0
 
     @property
@@ -41,40 +57,66 @@ class Occupancy:
         """Images inside."""
         return self._drain.inside
 
-    def visit(self) -> Visit:
+    def visit(self, client: Hashable = None) -> Visit:
         """One request; use as a context manager, which gives everything back at its end."""
-        return Visit(self)
+        return Visit(self, client)
 
-    def take(self, images: int, body_bytes: int) -> None:
+    def take(self, client: Hashable, images: int, body_bytes: int) -> None:
         """Raise `RequestError` `overloaded` unless there is room; else count it."""
-        if self.images + images > self._most_images:
-            raise self._overloaded(
-                f"{self.images} images are inside and at most {self._most_images}", "queue_full"
-            )
-        if self.bytes + body_bytes > self._most_bytes:
-            raise self._overloaded(f"{self.bytes} bytes, at most {self._most_bytes}", "memory_full")
+        held = self._held.get(client) or _Held()
+        self._check(held.images, images, self.images, self._most_images, "images", "queue_full")
+        self._check(held.bytes, body_bytes, self.bytes, self._most_bytes, "bytes", "memory_full")
         if images:
             self._drain.enter(images)
         self.bytes += body_bytes
+        held.images += images
+        held.bytes += body_bytes
+        if images or body_bytes:
+            self._held[client] = held
 
-    def give_back(self, images: int, body_bytes: int, *, answered: bool) -> None:
+    def give_back(self, client: Hashable, images: int, body_bytes: int, *, answered: bool) -> None:
         """What a visit took; a refusal is no sign of how fast images are answered."""
         if answered:
             self._drain.leave(images)
         else:
             self._drain.give_up(images)
         self.bytes -= body_bytes
+        held = self._held.get(client)
+        if held is not None:
+            held.images -= images
+            held.bytes -= body_bytes
+            if not held.images and not held.bytes:
+                del self._held[client]
 
-    def _overloaded(self, full: str, reason: ShedReason) -> RequestError:
+    def _check(
+        self, held: int, more: int, inside: int, most: int, unit: str, full: ShedReason
+    ) -> None:
+        """`held` by the client, of those that are `inside`."""
+        if not more:
+            return
+        if inside + more > most:
+            raise self._overloaded(
+                f"the service is full: it holds {inside} {unit}, at most {most}; try again later",
+                full,
+            )
+        if held + more > SHARE * (most - inside):
+            raise self._overloaded(
+                f"your share of the service is full: it holds {inside} {unit}, {held} of them"
+                f" yours, at most {most}; try again later",
+                "share_full",
+            )
+
+    def _overloaded(self, message: str, reason: ShedReason) -> RequestError:
         seconds = self._drain.seconds_until_empty(longest=self._longest_seconds)
-        return overloaded(f"the service is full: it holds {full}; try again later", seconds, reason)
+        return overloaded(message, seconds, reason)
 
 
 class Visit:
     """What one request has taken so far."""
 
-    def __init__(self, occupancy: Occupancy) -> None:
+    def __init__(self, occupancy: Occupancy, client: Hashable) -> None:
         self._occupancy = occupancy
+        self._client = client
         self._images = 0
         self._bytes = 0
 
@@ -87,14 +129,15 @@ class Visit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._occupancy.give_back(self._images, self._bytes, answered=kind is None)
+        answered = kind is None
+        self._occupancy.give_back(self._client, self._images, self._bytes, answered=answered)
 
     def take_images(self, count: int) -> None:
         """Raise `RequestError` `overloaded` unless there is room for so many more."""
-        self._occupancy.take(count, 0)
+        self._occupancy.take(self._client, count, 0)
         self._images += count
 
     def take_bytes(self, count: int) -> None:
         """Raise `RequestError` `overloaded` unless there is room for so many more."""
-        self._occupancy.take(0, count)
+        self._occupancy.take(self._client, 0, count)
         self._bytes += count

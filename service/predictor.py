@@ -17,6 +17,7 @@ from model.engines import Engine
 from model.images import InputSpec, Pixels
 from model.views import mean_over_views, means_the_same_mirrored
 from monitoring.outlier import OutlierModel
+from service.batch_size import choose_batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Predictor:
         self.bundle = bundle
         self.engine = engine
         self.stage = stage
+        self.batch_images = 1  # until it is warm
         self.alpha = bundle.manifest.outlier.alpha if alpha is None else alpha
         self._augment = augment
         self._outlier = OutlierModel.from_arrays(bundle.arrays(OUTLIER))
@@ -98,11 +100,19 @@ class Predictor:
             raise no_sets(self.bundle)
         return self._sets.threshold(coverage)
 
-    def warm_up(self, largest_batch: int) -> None:
-        """Run small and full batches once, so that the first requests do not pay for it."""
+    def warm_up(self, batch_images: int | None = None) -> None:
+        """Run batches, so that the first requests do not pay for it; choose the largest.
+
+        `batch_images` is the largest, where it is given.
+        """
         size = self.input.size
-        for count in sorted({1, 2, largest_batch}):
-            self.predict([np.zeros((size, size, 3), np.uint8)] * count)
+        black = np.zeros((size, size, 3), np.uint8)
+        if batch_images is None:
+            self.batch_images = choose_batch_size(lambda count: self.predict([black] * count))
+            return
+        self.batch_images = batch_images
+        for count in sorted({1, min(2, batch_images), batch_images}):
+            self.predict([black] * count)
 
     def predict(self, images: Sequence[Pixels]) -> list[Judgement]:
         """Judge prepared images, each uint8 of shape size x size x 3, in one batch."""

@@ -112,7 +112,8 @@ class Rollout:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        log.info("serving %s", predictor.bundle.manifest.tag)
+        tag, most = predictor.bundle.manifest.tag, predictor.batch_images
+        log.info("serving %s in batches of up to %d", tag, most)
         if self._start is not None:
             self._start.succeed()
             self._start = None  # what comes after it ends nothing

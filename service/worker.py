@@ -44,8 +44,7 @@ class Worker:
         self._admission = Admission(settings, on_drop=metrics.drop)
         self._batcher: Batcher[Pixels, Judgement] = Batcher(
             _predict,
-            batch_images=settings.batch_images,
-            queue_images=settings.queue_images,
+            batch_images=lambda predictor: cast(Predictor, predictor).batch_images,
             on_batch=lambda size, seconds: metrics.BATCH_IMAGES.observe(size),
             on_drop=metrics.drop,
         )

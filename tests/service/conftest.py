@@ -37,6 +37,7 @@ class Machine:
         self.bundle = SimpleNamespace(manifest=manifest)
         self.engine = SimpleNamespace(name="openvino", precision="f32")
         self.input, self.classes, self.stage = manifest.input, manifest.classes, "champion"
+        self.batch_images = 8
         self.seen: list[int] = []
         self.entered = 0
         self.open = threading.Event()
@@ -80,8 +81,7 @@ class OpenDoor:
         self._admission = Admission(settings, on_drop=metrics.drop)
         self.batcher: Batcher[Any, Any] = Batcher(
             lambda key, images: key.predict(images),
-            batch_images=settings.batch_images,
-            queue_images=settings.queue_images,
+            batch_images=lambda key: settings.batch_images or 8,
             on_drop=metrics.drop,
         )
         self.door = Door(

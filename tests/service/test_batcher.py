@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from service.batcher import Answer, Batcher
 from service.errors import RequestError
+from tests.service.virtual_time import VirtualExecutor, play
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -36,11 +37,11 @@ class Machine:
         return [2 * item for item in items]
 
 
-def run(machine, story, *, batch_images=8, queue_images=100, **told):
+def run(machine, story, *, batch_images=8, **told):
     """Play `story(batcher)` on a started batcher, and stop it in the end."""
 
     async def play():
-        batcher = Batcher(machine.run, batch_images=batch_images, queue_images=queue_images, **told)
+        batcher = Batcher(machine.run, batch_images=lambda key: batch_images, **told)
         batcher.start()
         try:
             return await story(batcher)
@@ -55,8 +56,9 @@ def in_seconds(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-def submit(batcher, items, *, key="model", seconds=20.0):
-    return asyncio.ensure_future(batcher.submit(key, items, deadline=in_seconds(seconds)))
+def submit(batcher, items, *, key="model", seconds=20.0, client=None):
+    deadline = in_seconds(seconds)
+    return asyncio.ensure_future(batcher.submit(key, items, deadline=deadline, client=client))
 
 
 def results(answers):
@@ -194,68 +196,6 @@ def test_a_machine_that_gives_too_few_results_fails_its_items_and_not_the_batche
     assert after == [4]
 
 
-# The bound
-
-
-def test_a_full_queue_refuses_with_a_time_to_come_back():
-    machine = Machine()
-
-    async def story(batcher):
-        first = await held_up(batcher, machine)
-        waiting = submit(batcher, [1, 2, 3])
-        await until(lambda: batcher.waiting == 3)
-        with pytest.raises(RequestError) as refusal:
-            await submit(batcher, [4])
-        machine.open.set()
-        await asyncio.gather(first, waiting)
-        return refusal.value, results(await submit(batcher, [5]))
-
-    refusal, after = run(machine, story, queue_images=3)
-    assert (refusal.code, refusal.status) == ("overloaded", 429)
-    assert int(refusal.headers["Retry-After"]) >= 1
-    assert after == [10]
-
-
-def test_a_request_counts_its_images_and_is_never_taken_in_part():
-    machine = Machine()
-
-    async def story(batcher):
-        first = await held_up(batcher, machine)
-        small = submit(batcher, [1, 2])
-        await until(lambda: batcher.waiting == 2)
-        with pytest.raises(RequestError, match="2 images are waiting and at most 4 may"):
-            await submit(batcher, [7, 8, 9])
-        assert batcher.waiting == 2
-        fits = submit(batcher, [3, 4])
-        await until(lambda: batcher.waiting == 4)
-        machine.open.set()
-        await asyncio.gather(first, small, fits)
-
-    run(machine, story, queue_images=4)
-    assert sorted(item for _, items in machine.batches for item in items) == [0, 1, 2, 3, 4]
-
-
-def test_the_time_to_come_back_grows_with_the_queue_and_shrinks_with_speed():
-    machine = Machine(seconds=0.2)
-
-    async def story(batcher):
-        assert batcher.retry_after_seconds() == 1  # nothing is measured yet
-        await submit(batcher, [1])
-        machine.entered = 0
-        first = await held_up(batcher, machine)
-        waiting = submit(batcher, list(range(95)))
-        await until(lambda: batcher.waiting == 95)
-        long = batcher.retry_after_seconds()  # of 5 images a second
-        machine.seconds = 0.0
-        machine.open.set()
-        await asyncio.gather(first, waiting)
-        return long, batcher.retry_after_seconds()
-
-    long, short = run(machine, story)
-    assert long >= 19
-    assert short == 1
-
-
 # Deadlines
 
 
@@ -356,7 +296,60 @@ def test_items_of_different_models_never_share_a_batch():
         await asyncio.gather(first, *tasks)
 
     run(machine, story)
-    assert machine.batches[1:] == [("a", [1, 2]), ("b", [3, 4, 5]), ("a", [6])]
+    assert machine.batches[1:] == [("a", [1, 2, 6]), ("b", [3, 4, 5])]
+
+
+def test_each_model_has_a_largest_batch_of_its_own():
+    machine = Machine()
+    most = {"small": 2, "large": 5}
+
+    async def play():
+        batcher = Batcher(machine.run, batch_images=most.get)
+        batcher.start()
+        await asyncio.gather(
+            *(submit(batcher, list(range(10)), key=key) for key in ("small", "large"))
+        )
+        await batcher.stop()
+
+    asyncio.run(play())
+    sizes = {(key, len(items)) for key, items in machine.batches}
+    assert sizes == {("small", 2), ("large", 5)}
+
+
+# Fairness
+
+
+def test_a_single_image_does_not_wait_for_the_forms_of_64_that_came_before_it():
+    machine = Machine()
+
+    async def story(batcher):
+        first = await held_up(batcher, machine)
+        forms = [submit(batcher, list(range(start, start + 64))) for start in (100, 200, 300)]
+        await until(lambda: batcher.waiting == 192)
+        single = submit(batcher, [1])
+        await until(lambda: batcher.waiting == 193)
+        machine.open.set()
+        await asyncio.gather(first, single, *forms)
+
+    run(machine, story)
+    assert 1 in machine.batches[1][1]
+
+
+def test_a_client_with_a_hundred_connections_gets_no_more_than_one_with_one():
+    machine = Machine()
+
+    async def story(batcher):
+        first = await held_up(batcher, machine)
+        flood = [submit(batcher, [item], client="flood") for item in range(100, 200)]
+        await until(lambda: batcher.waiting == 100)
+        form = submit(batcher, list(range(1, 13)), client="shop")
+        await until(lambda: batcher.waiting == 112)
+        machine.open.set()
+        await asyncio.gather(first, form, *flood)
+
+    run(machine, story)
+    of_the_shop = [sum(0 < item < 13 for item in items) for _, items in machine.batches[1:]]
+    assert of_the_shop[:4] == [4, 4, 4, 0]
 
 
 # Bookkeeping
@@ -432,7 +425,7 @@ def test_every_item_gets_its_own_result_exactly_once(arrivals, batch_images):
             tasks.append(submit(batcher, items, key=key))
         return await asyncio.gather(*tasks)
 
-    answers = run(Labelling(), story, batch_images=batch_images, queue_images=1000)
+    answers = run(Labelling(), story, batch_images=batch_images)
     for request, ((count, key, _, bad), got) in enumerate(zip(arrivals, answers, strict=True)):
         expected = [(key, request, place) for place in range(count)]
         outcomes = results(got)
@@ -441,3 +434,121 @@ def test_every_item_gets_its_own_result_exactly_once(arrivals, batch_images):
             expected.pop(0)
         assert outcomes == expected
     assert len(seen) == len(set(seen)) == sum(count for count, *_ in arrivals)
+
+
+# A simulated clock: minutes of traffic, played in no time
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.floats(0, 0.3),  # seconds after the one before it
+        st.sampled_from([1, 1, 1, 2, 8, 64]),  # images
+        st.sampled_from("abc"),  # client
+        st.sampled_from(["champion", "candidate"]),
+        st.floats(0.01, 3),  # seconds until its deadline
+        st.booleans(),  # whether its client hangs up half way to that
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+class Traffic:
+    """Requests against a machine of 50 ms a batch and 10 ms an image, and all that came of it."""
+
+    def __init__(self, batch_images: int) -> None:
+        self.batch_images = batch_images
+        self.batches: list[tuple[float, float, str, list]] = []  # began, ended, key, items
+        self.ends: dict[int, tuple[float, object]] = {}
+        self.dropped = 0
+
+    @staticmethod
+    def seconds(key, items) -> float:
+        return 0.05 + 0.01 * len(items)
+
+    def run(self, key, items):
+        now = asyncio.get_running_loop().time()
+        self.batches.append((now, now + self.seconds(key, items), key, list(items)))
+        return list(items)
+
+    def on_drop(self, reason, count):
+        self.dropped += count
+
+    async def ask(self, batcher, number, images, client, key, deadline):
+        loop = asyncio.get_running_loop()
+        items = [(number, place, client, key, loop.time(), deadline) for place in range(images)]
+        try:
+            answers = await batcher.submit(key, items, deadline=deadline, client=client)
+            assert [answer.result for answer in answers] == items
+            outcome = answers
+        except (RequestError, asyncio.CancelledError) as error:
+            outcome = error
+        self.ends[number] = loop.time(), outcome
+
+    async def play(self, requests):
+        loop = asyncio.get_running_loop()
+        batcher = Batcher(
+            self.run,
+            batch_images=lambda key: self.batch_images,
+            on_drop=self.on_drop,
+            executor=VirtualExecutor(lambda key, items: self.seconds(key, items)),
+        )
+        batcher.start()
+        tasks = []
+        for number, (pause, images, client, key, patience, hangs_up) in enumerate(requests):
+            await asyncio.sleep(pause)
+            deadline = loop.time() + patience
+            task = loop.create_task(self.ask(batcher, number, images, client, key, deadline))
+            if hangs_up:
+                loop.call_later(patience / 2, task.cancel)
+            tasks.append((task, deadline))
+        await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
+        assert batcher.waiting == 0
+        await batcher.stop()
+        return [deadline for _, deadline in tasks]
+
+
+@given(REQUESTS, st.integers(1, 9))
+@settings(max_examples=150, deadline=None)
+def test_in_any_traffic_nothing_waits_needlessly_is_late_or_is_lost(requests, batch_images):
+    traffic = Traffic(batch_images)
+    deadlines = play(traffic.play(requests))
+    ended = 0.0
+    for began, until_then, key, items in traffic.batches:
+        assert began >= ended - 1e-9  # one batch in flight at a time
+        assert len(items) <= batch_images
+        assert {item[3] for item in items} == {key}
+        assert all(began < item[5] + 1e-9 for item in items)  # none past its deadline
+        # Begun when it came, or when the batch before it ended: never a wait while idle.
+        arrived = max(item[4] for item in items)
+        assert began <= max(arrived, ended) + 1e-9
+        ended = until_then
+    for number, (ended_at, outcome) in traffic.ends.items():
+        assert ended_at <= deadlines[number] + 1e-9
+        if isinstance(outcome, RequestError):
+            assert outcome.code == "deadline_exceeded"
+            assert ended_at >= deadlines[number] - 1e-9
+    computed = [item[:2] for _, _, _, items in traffic.batches for item in items]
+    assert len(set(computed)) == len(computed)
+    assert len(computed) + traffic.dropped == sum(request[1] for request in requests)
+
+
+@given(
+    st.lists(st.floats(0.3, 0.8), min_size=5, max_size=20),
+    st.integers(1, 4),
+    st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_single_images_are_answered_soon_whatever_forms_of_64_others_send(pauses, floods, as_one):
+    """After the batch in flight, in the next one: in which others have room beside them."""
+    requests = [
+        (0.0, 64, "single" if as_one else f"flood {n}", "champion", 60, False)
+        for n in range(floods)
+    ] * 3
+    singles = [(pause, 1, "single", "champion", 60, False) for pause in pauses]
+    traffic = Traffic(batch_images=8)
+    play(traffic.play([*requests, *singles]))
+    longest = 2 * Traffic.seconds("champion", range(8))
+    for number in range(len(requests), len(requests) + len(singles)):
+        _, outcome = traffic.ends[number]
+        assert isinstance(outcome, list)
+        assert outcome[0].queue_seconds + outcome[0].compute_seconds <= longest + 1e-9

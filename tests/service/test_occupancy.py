@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, suppress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.errors import RequestError
 from service.occupancy import Occupancy
@@ -32,7 +36,7 @@ def test_a_visit_gives_everything_back_also_after_an_error():
 
 
 @pytest.mark.parametrize(
-    ("seconds_an_image", "retry_after"), [(0.01, "1"), (0.5, "4"), (0.7, "6"), (100, "15")]
+    ("seconds_an_image", "retry_after"), [(0.01, "1"), (0.5, "4"), (0.7, "5"), (100, "15")]
 )
 def test_images_beyond_the_limit_are_refused_with_the_time_to_drain(seconds_an_image, retry_after):
     clock = Clock()
@@ -41,10 +45,10 @@ def test_images_beyond_the_limit_are_refused_with_the_time_to_drain(seconds_an_i
         with occupancy.visit() as visit:
             visit.take_images(1)
             clock.now += seconds_an_image
-    with occupancy.visit() as first, occupancy.visit() as second:
-        first.take_images(8)
+    with occupancy.visit("first") as first, occupancy.visit("second") as second:
+        first.take_images(7)
         with pytest.raises(RequestError) as refusal:
-            second.take_images(3)
+            second.take_images(4)
         assert (refusal.value.status, refusal.value.shed) == (429, "queue_full")
         assert refusal.value.headers["Retry-After"] == retry_after
         second.take_images(2)
@@ -67,16 +71,49 @@ def test_refusals_are_no_sign_of_how_fast_images_are_answered():
         return refusal.value.headers["Retry-After"]
 
     with occupancy.visit() as first:
-        first.take_images(8)
+        first.take_images(7)
         told = [retry_after() for _ in range(100)]
     assert told[0] == told[-1] != "1"
 
 
 def test_bytes_beyond_the_limit_are_refused():
     occupancy = an_occupancy()
-    with occupancy.visit() as first, occupancy.visit() as second:
+    with occupancy.visit("first") as first, occupancy.visit("second") as second:
         first.take_bytes(60)
         with pytest.raises(RequestError) as refusal:
             second.take_bytes(41)
         assert (refusal.value.code, refusal.value.shed) == ("overloaded", "memory_full")
         second.take_bytes(40)
+
+
+def test_one_client_cannot_take_all_the_room():
+    occupancy = Occupancy(most_images=256, most_bytes=100, longest_seconds=15)
+    with ExitStack() as forms, occupancy.visit("shop") as single:
+        for _ in range(3):
+            forms.enter_context(occupancy.visit("flood")).take_images(64)
+        with pytest.raises(RequestError, match="192 of them yours") as refusal:
+            forms.enter_context(occupancy.visit("flood")).take_images(64)
+        assert (refusal.value.status, refusal.value.shed) == (429, "share_full")
+        single.take_images(1)
+    assert (occupancy.images, occupancy._held) == (0, {})
+
+
+def test_a_client_alone_gets_three_quarters_of_the_room():
+    occupancy = Occupancy(most_images=100, most_bytes=100, longest_seconds=15)
+    with occupancy.visit("alone") as visit:
+        for _ in range(75):
+            visit.take_images(1)
+            visit.take_bytes(1)
+        for take in (visit.take_images, visit.take_bytes):
+            with pytest.raises(RequestError, match="75 of them yours"):
+                take(1)
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=60))
+def test_whatever_one_client_asks_for_there_is_room_for_another(asked):
+    occupancy = Occupancy(most_images=256, most_bytes=100, longest_seconds=15)
+    with ExitStack() as visits:
+        for images in asked:
+            with suppress(RequestError):
+                visits.enter_context(occupancy.visit("flood")).take_images(images)
+        visits.enter_context(occupancy.visit("another")).take_images(16)

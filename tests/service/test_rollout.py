@@ -38,7 +38,9 @@ class Watched(Rollout):
             raise self.fault
         bundle = self._store.load(version)
         engine = SimpleNamespace(name="openvino", precision="f32")
-        return SimpleNamespace(bundle=bundle, classes=bundle.manifest.classes, engine=engine)
+        return SimpleNamespace(
+            bundle=bundle, classes=bundle.manifest.classes, engine=engine, batch_images=8
+        )
 
     def look_now(self) -> str | None:
         asyncio.run(self.look())
@@ -57,7 +59,7 @@ def test_a_version_is_loaded_in_the_precision_of_the_settings(
 
     class Predictor(SimpleNamespace):
         def __init__(self, bundle, engine, **options):
-            super().__init__(bundle=bundle, classes=bundle.manifest.classes)
+            super().__init__(bundle=bundle, classes=bundle.manifest.classes, batch_images=4)
 
         def warm_up(self, images):
             asked.append(images)
