@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -122,6 +122,19 @@ class Admission:
         limit = self._settings.limit_part_bytes
         return [await self.read_body(request, limit, deadline=deadline, on_bytes=on_bytes)]
 
+    async def read_json(
+        self, request: Request, *, deadline: float | None = None, on_bytes: OnBytes = _uncounted
+    ) -> bytes:
+        """Read the body of a request that has to say that it is JSON; otherwise as `read_body`."""
+        content_type, _ = _content_type(request)
+        if content_type != "application/json":
+            raise RequestError(
+                "unsupported_type",
+                f"the Content-Type is {content_type!r}; valid is only application/json",
+            )
+        limit = self._settings.limit_request_bytes
+        return await self.read_body(request, limit, deadline=deadline, on_bytes=on_bytes)
+
     async def read_body(
         self,
         request: Request,
@@ -165,7 +178,7 @@ class Admission:
         return await asyncio.wrap_future(job)
 
     async def admit_all(
-        self, images: list[bytes], spec: InputSpec, *, deadline: float
+        self, images: Sequence[bytes | ImageError], spec: InputSpec, *, deadline: float
     ) -> list[Admitted | ImageError]:
         """`admit` for every image of a request; a bad one gives its error in its place.
 
@@ -186,7 +199,11 @@ class Admission:
             self._on_drop("client_gone", len(images))
             raise
 
-    async def _admit_or_error(self, data: bytes, spec: InputSpec) -> Admitted | ImageError:
+    async def _admit_or_error(
+        self, data: bytes | ImageError, spec: InputSpec
+    ) -> Admitted | ImageError:
+        if isinstance(data, ImageError):
+            return data
         try:
             return await self.admit(data, spec)
         except ImageError as error:

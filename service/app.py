@@ -1,12 +1,13 @@
 """The BentoML service: BentoML packages it and runs its workers; requests go straight to our door.
 
-BentoML's own application, with its routes, input types, dispatcher and middleware, is not made at
-all; `docs/service.md` tells what was measured of them.
+BentoML's own application, with its input types, dispatcher and middleware, is not made at all;
+`docs/service.md` tells what was measured of them. Its client, its schema and its page work: the
+door calls the API method below.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import bentoml
 from _bentoml_sdk.service import Service
@@ -15,6 +16,8 @@ from starlette.types import ASGIApp
 from model.errors import PlumblineError
 from model.logs import configure_logging
 from model.settings import read_settings
+from service.errors import unavailable
+from service.native import CLASSIFY_ROUTE, Judge, NativeApi, Predictions, decode_base64
 from service.settings import ServiceSettings
 from service.start import Start
 
@@ -31,7 +34,8 @@ class DoorService(Service[Any]):  # type: ignore[misc]
 
         configure_logging(SETTINGS.log_format)
         try:
-            return Worker(SETTINGS).app
+            native = NativeApi(self, limit_images=SETTINGS.limit_parts)
+            return Worker(SETTINGS, native).app
         except PlumblineError as error:  # an unreachable state database, say
             start = Start.of_this_worker()
             if start is None:
@@ -40,8 +44,21 @@ class DoorService(Service[Any]):  # type: ignore[misc]
             raise SystemExit(1) from error
 
 
+async def _nobody(images: Any) -> Any:
+    raise unavailable("no door is open: start the service, and ask it over HTTP")
+
+
 class Plumbline:
-    """What `service` names; BentoML asks for a class."""
+    """Classifies images, and says of each how foreign it is to the model."""
+
+    def __init__(self, judge: Judge = _nobody) -> None:
+        """`judge` is the way of one request to the model: made for each."""
+        self._judge = judge
+
+    @bentoml.api(route=CLASSIFY_ROUTE)  # type: ignore[untyped-decorator]
+    async def classify(self, images: list[str]) -> Predictions:
+        """Classify images: each a JPEG, PNG or WebP file as base64."""
+        return cast(Predictions, await self._judge(decode_base64(images)))
 
 
 service = bentoml.service(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import uuid_utils
@@ -13,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Lifespan
 
 from model.conformal_sets import VALID, parse_coverage
@@ -23,14 +26,15 @@ from monitoring.image_store import ImageStore, StoredImage
 from monitoring.records import Record, RecordSink
 from service import metrics
 from service.admission import Admission, Admitted
-from service.answers import Answers, Handler, error_object, error_response, json_response
+from service.answers import Answers, Handler, error_object, json_response
 from service.attention import Attention
 from service.batcher import Answer, Batcher
 from service.clients import Clients
 from service.errors import RequestError, unavailable
 from service.feedback import LIMIT_BODY_BYTES, FeedbackDesk, parse_feedback
 from service.lifecycle import Lifecycle
-from service.occupancy import Occupancy
+from service.native import CLASSIFY_ROUTE, NativeApi
+from service.occupancy import Occupancy, Visit
 from service.openapi import DEADLINE_HEADER, docs_page, openapi
 from service.predictor import Judgement, Predictor
 from service.rollout import Rollout
@@ -40,6 +44,18 @@ log = logging.getLogger("plumbline.http")
 
 Outcome = dict[str, Any] | ImageError | RequestError  # a prediction object, or why there is none
 PredictionBatcher = Batcher[Pixels, Judgement]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is settled of a request before its images are read."""
+
+    request: Request
+    client: str
+    predictor: Predictor
+    least_probability: float | None
+    deadline: float | None  # that it names itself, by the event loop's clock
+    visit: Visit
 
 
 class Door:
@@ -56,7 +72,9 @@ class Door:
         records: RecordSink | None,
         images: ImageStore | None,
         feedback: FeedbackDesk,
+        native: NativeApi | None = None,
     ) -> None:
+        """`native` is BentoML's face; None leaves it out."""
         self._settings = settings
         self._clients = clients
         self._rollout = rollout
@@ -65,6 +83,7 @@ class Door:
         self._records = records
         self._images = images
         self._feedback = feedback
+        self._native = native
         self._openapi = openapi(settings)
         self._occupancy = Occupancy(
             most_images=settings.queue_images,
@@ -90,10 +109,17 @@ class Door:
             ("GET", "/openapi.json", self.openapi_document),
             ("GET", "/", self.index),
         ]
+        more: list[BaseRoute] = []
+        if self._native is not None:
+            routes.append(("POST", CLASSIFY_ROUTE, self.classify))
+            more = self._native.routes(self._answers)
         app = Starlette(
             routes=[
-                Route(path, self._answers.of(path, handler), methods=[method])
-                for method, path, handler in routes
+                *(
+                    Route(path, self._answers.of(path, handler), methods=[method])
+                    for method, path, handler in routes
+                ),
+                *more,
             ],
             exception_handlers={HTTPException: self._answers.refuse_route},
             lifespan=lifespan,
@@ -103,31 +129,45 @@ class Door:
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict: judge one image, or the parts of a multipart body."""
+
+        async def images_of(asked: _Asked) -> Response:
+            images = await self._admission.read_images(
+                request, deadline=asked.deadline, on_bytes=asked.visit.take_bytes
+            )
+            return json_response(await self._judge(asked, images))
+
+        return await self._answer(request, images_of)
+
+    async def classify(self, request: Request) -> Response:
+        """POST /v1/classify: BentoML's API method, on a JSON list of images as base64."""
+        native = self._native
+        assert native is not None  # else there is no such route
+
+        async def call(asked: _Asked) -> Response:
+            body = await self._admission.read_json(
+                request, deadline=asked.deadline, on_bytes=asked.visit.take_bytes
+            )
+            asked.visit.take_bytes(len(body))  # again, as JSON and as images
+            return json_response(await native.classify(body, partial(self._judge, asked)))
+
+        return await self._answer(request, call)
+
+    async def _answer(
+        self, request: Request, handle: Callable[[_Asked], Awaitable[Response]]
+    ) -> Response:
+        """What every request with images goes through, before and after what is its own."""
         started, loop = time.perf_counter(), asyncio.get_running_loop()
         arrived = loop.time()
         client = self._clients.admit(request, "predict")
         predictor = self._predictor()
         least_probability = _least_probability(request, predictor)
-        asked = _asked_seconds(request, self._settings.longest_deadline_seconds)
-        deadline = None if asked is None else arrived + asked
+        seconds = _asked_seconds(request, self._settings.longest_deadline_seconds)
+        deadline = None if seconds is None else arrived + seconds
         with self._occupancy.visit(client) as visit:
             visit.take_images(1)
-            images = await self._admission.read_images(
-                request, deadline=deadline, on_bytes=visit.take_bytes
-            )
-            visit.take_images(len(images) - 1)
-            if deadline is None:
-                deadline = loop.time() + self._settings.deadline_seconds
-            async with Attention(request.receive):
-                admitted, answers = await self._judge(images, predictor, deadline, client)
-        judged = time.perf_counter()
-        outcomes = self._outcomes(
-            images, admitted, answers, predictor, client=client, least_probability=least_probability
-        )
-        response = _answer_of(outcomes, predictor)
-        answered = time.perf_counter()
-        metrics.STEP["respond"].observe(answered - judged)
-        metrics.REQUEST_SECONDS.observe(answered - started)
+            asked = _Asked(request, client, predictor, least_probability, deadline, visit)
+            response = await handle(asked)
+        metrics.REQUEST_SECONDS.observe(time.perf_counter() - started)
         return response
 
     async def feedback(self, request: Request) -> Response:
@@ -191,25 +231,36 @@ class Door:
             raise unavailable(message, shed="starting")
         return self._rollout.champion
 
-    async def _judge(
-        self, images: list[bytes], predictor: Predictor, deadline: float, client: str
-    ) -> tuple[list[Admitted | ImageError], list[Answer[Judgement] | Exception]]:
-        """Decode and compute: what became of each image, and an answer for each good one."""
-        admitted = await self._admission.admit_all(images, predictor.input, deadline=deadline)
-        pixels = [image.pixels for image in admitted if isinstance(image, Admitted)]
-        return admitted, await self._batcher.submit(
-            predictor, pixels, deadline=deadline, client=client
-        )
+    async def _judge(self, asked: _Asked, images: Sequence[bytes | ImageError]) -> dict[str, Any]:
+        """Decode and compute: the answer of a request.
+
+        Raises `RequestError`, that of the first image where none could be judged.
+        """
+        asked.visit.take_images(len(images) - 1)
+        deadline = asked.deadline
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self._settings.deadline_seconds
+        async with Attention(asked.request.receive):
+            admitted = await self._admission.admit_all(
+                images, asked.predictor.input, deadline=deadline
+            )
+            pixels = [image.pixels for image in admitted if isinstance(image, Admitted)]
+            answers = await self._batcher.submit(
+                asked.predictor, pixels, deadline=deadline, client=asked.client
+            )
+        judged = time.perf_counter()
+        try:
+            outcomes = self._outcomes(asked, images, admitted, answers)
+            return _answer_of(outcomes, asked.predictor)
+        finally:
+            metrics.STEP["respond"].observe(time.perf_counter() - judged)
 
     def _outcomes(
         self,
-        images: list[bytes],
+        asked: _Asked,
+        images: Sequence[bytes | ImageError],
         admitted: list[Admitted | ImageError],
         answers: list[Answer[Judgement] | Exception],
-        predictor: Predictor,
-        *,
-        client: str,
-        least_probability: float | None,
     ) -> list[Outcome]:
         """One prediction object or error per image, in order; records what was predicted."""
         outcomes: list[Outcome] = []
@@ -225,41 +276,35 @@ class Door:
                 metrics.OUTCOME["internal"].inc()
                 outcomes.append(RequestError("internal", "this image could not be judged"))
             else:
-                outcomes.append(
-                    self._prediction(image, data, answer, predictor, client, least_probability)
-                )
+                assert isinstance(data, bytes)  # else it was not admitted
+                outcomes.append(self._prediction(asked, image, data, answer))
         return outcomes
 
     def _prediction(
-        self,
-        image: Admitted,
-        data: bytes,
-        answer: Answer[Judgement],
-        predictor: Predictor,
-        client: str,
-        least_probability: float | None,
+        self, asked: _Asked, image: Admitted, data: bytes, answer: Answer[Judgement]
     ) -> dict[str, Any]:
         prediction_id = str(uuid_utils.uuid7())
         flagged = answer.result.flagged
         if self._records is not None:
-            self._records.offer(make_record(prediction_id, image, answer, predictor, client))
+            record = make_record(prediction_id, image, answer, asked.predictor, asked.client)
+            self._records.offer(record)
         if self._images is not None:
             self._images.offer(StoredImage(prediction_id, flagged, image.header.format, data))
         _count(image, answer)
         self.judged += 1
         self.flagged += flagged
-        judged = answer.result.as_answer(predictor.classes, least_probability)
+        judged = answer.result.as_answer(asked.predictor.classes, asked.least_probability)
         return {"id": prediction_id, **judged, "error": None}
 
 
-def _answer_of(outcomes: list[Outcome], predictor: Predictor) -> Response:
+def _answer_of(outcomes: list[Outcome], predictor: Predictor) -> dict[str, Any]:
     if not any(isinstance(outcome, dict) for outcome in outcomes):
-        return error_response(_as_request_error(outcomes[0]))
+        raise _as_request_error(outcomes[0])
     predictions = [
         outcome if isinstance(outcome, dict) else _failed_prediction(outcome)
         for outcome in outcomes
     ]
-    return json_response({"model": _model_object(predictor), "predictions": predictions})
+    return {"model": _model_object(predictor), "predictions": predictions}
 
 
 def _as_request_error(error: Outcome) -> RequestError:

@@ -57,7 +57,7 @@ REQUESTS = Counter(
 REQUEST = Children(REQUESTS)
 REQUEST_SECONDS = Histogram(
     "plumbline_request_seconds",
-    "Seconds from the head of a prediction request to its answer.",
+    "Seconds from the head of a prediction request to its answer, where an image was judged.",
     buckets=_SECONDS,
 )
 STEP_SECONDS = Histogram(

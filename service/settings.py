@@ -53,8 +53,8 @@ class ServiceSettings(MonitoringSettings):
     batch_images: int | None = Field(
         default=None,
         ge=1,
-        description="Most images in one batch. Default: measured when a model is loaded, the fewest "
-        "that come within 3 % of the best pace.",
+        description="Most images in one batch. Default: measured when a model is loaded, the "
+        "fewest that come within 3 % of the best pace.",
     )
     queue_images: int = Field(
         default=256,

@@ -23,6 +23,7 @@ from service.batcher import Batcher
 from service.clients import Clients
 from service.feedback import FeedbackDesk
 from service.http import Door
+from service.native import NativeApi
 from service.predictor import Judgement, Predictor
 from service.reporter import Reporter
 from service.rollout import Rollout
@@ -38,7 +39,7 @@ _LOG_SECONDS = 10.0
 class Worker:
     """Door, batcher, roll-out and record sink of one process, in its event loop."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, native: NativeApi | None = None) -> None:
         store = ModelStore(settings)
         self._rollout = Rollout(settings, store, Start.of_this_worker())
         self._admission = Admission(settings, on_drop=metrics.drop)
@@ -80,6 +81,7 @@ class Worker:
             records=self._records,
             images=self._images,
             feedback=self._feedback,
+            native=native,
         )
         self._reporter = Reporter(
             self._door, self._rollout, self._batcher, self._records, self._images
