@@ -1,17 +1,13 @@
 """The door: what is checked before any image is decoded, cheap things first.
 
-Reads the body under its byte and time limits, takes multipart apart, checks type and size of
-each image by its header, and decodes in a thread pool under a budget of decoded bytes.
+Reads the body under its byte and time limits, takes multipart apart, and hands the images to the
+decoder, which checks type and size of each by its header.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
@@ -19,16 +15,14 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from model.errors import ImageError
-from model.formats import Format, Header
-from model.images import ImageProperties, InputSpec, Pixels, check, prepare_checked, properties
+from model.images import InputSpec
+from service.decoding import Admitted, Decoder
 from service.errors import DropReason, RequestError, deadline_exceeded
 from service.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-# Pillow's conversions (alpha, 16 bits) hold several copies at once.
-_BYTES_A_PIXEL: dict[Format, int] = {"jpeg": 4, "png": 16, "webp": 16}
 _PLAIN_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 
 OnBytes = Callable[[int], None]
@@ -37,50 +31,6 @@ OnDrop = Callable[[DropReason, int], None]
 
 def _uncounted(*_: object) -> None:
     """For callers that keep no count."""
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """An image that passed the door, prepared for the network."""
-
-    pixels: Pixels
-    header: Header
-    properties: ImageProperties
-    sha256: str
-    bytes: int
-    decode_seconds: float
-
-
-class ByteBudget:
-    """Lets at most `limit` bytes of decoded images exist at a time; others wait their turn.
-
-    Belongs to one event loop; `give_back` never waits.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._waiting: set[asyncio.Future[None]] = set()
-
-    async def take(self, amount: int) -> int:
-        """Wait for room; an amount over the whole limit counts as the limit."""
-        amount = min(amount, self._limit)
-        while self._used + amount > self._limit:
-            freed = asyncio.get_running_loop().create_future()
-            self._waiting.add(freed)
-            try:
-                await freed
-            finally:
-                self._waiting.discard(freed)
-        self._used += amount
-        return amount
-
-    def give_back(self, amount: int) -> None:
-        """Return what `take` gave."""
-        self._used -= amount
-        for freed in self._waiting:
-            if not freed.done():
-                freed.set_result(None)
 
 
 class Admission:
@@ -92,13 +42,15 @@ class Admission:
     def __init__(self, settings: ServiceSettings, *, on_drop: OnDrop = _uncounted) -> None:
         self._settings = settings
         self._on_drop = on_drop
-        self._limits = settings.image_limits
-        self._budget = ByteBudget(settings.limit_decoded_bytes)
-        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoder = Decoder(
+            settings.image_limits,
+            threads=settings.decode_threads,
+            budget_bytes=settings.limit_decoded_bytes,
+        )
 
     def close(self) -> None:
         """Stop the decoding threads."""
-        self._threads.shutdown()
+        self._decoder.close()
 
     async def read_images(
         self, request: Request, *, deadline: float | None = None, on_bytes: OnBytes = _uncounted
@@ -165,49 +117,32 @@ class Admission:
         except ClientDisconnect:
             raise RequestError("malformed", "the body ended before its length") from None
 
-    async def admit(self, data: bytes, spec: InputSpec) -> Admitted:
-        """Check and decode one image. Raises `ImageError`."""
-        loop = asyncio.get_running_loop()
-        # In a thread: headers are short in honest images alone.
-        header = await loop.run_in_executor(self._threads, check, data, self._limits)
-        pixels = header.width * header.height
-        taken = await self._budget.take(pixels * _BYTES_A_PIXEL[header.format])
-        job = self._threads.submit(_decode, data, header, spec)
-        # Given back when the thread is done, which may be after its request gave up.
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._budget.give_back, taken))
-        return await asyncio.wrap_future(job)
-
     async def admit_all(
-        self, images: Sequence[bytes | ImageError], spec: InputSpec, *, deadline: float
+        self,
+        images: Sequence[bytes | ImageError],
+        spec: InputSpec,
+        *,
+        deadline: float,
+        client: Hashable = None,
     ) -> list[Admitted | ImageError]:
-        """`admit` for every image of a request; a bad one gives its error in its place.
+        """Every image of a request, checked and decoded; a bad one gives its error in its place.
 
         Raises `RequestError` `deadline_exceeded` at `deadline`, by the event loop's clock. Then,
         and when it is cancelled, what has not begun is not decoded.
         """
+        whole = [image for image in images if isinstance(image, bytes)]
         try:
             if asyncio.get_running_loop().time() >= deadline:
                 raise TimeoutError  # not after a first step of the work
             async with asyncio.timeout_at(deadline):
-                if len(images) == 1:  # the common case needs no task
-                    return [await self._admit_or_error(images[0], spec)]
-                return await asyncio.gather(*(self._admit_or_error(data, spec) for data in images))
+                decoded = iter(await self._decoder.decode(whole, spec, client=client))
         except TimeoutError:
             self._on_drop("deadline", len(images))
             raise deadline_exceeded() from None
         except asyncio.CancelledError:
             self._on_drop("client_gone", len(images))
             raise
-
-    async def _admit_or_error(
-        self, data: bytes | ImageError, spec: InputSpec
-    ) -> Admitted | ImageError:
-        if isinstance(data, ImageError):
-            return data
-        try:
-            return await self.admit(data, spec)
-        except ImageError as error:
-            return error
+        return [next(decoded) if isinstance(image, bytes) else image for image in images]
 
 
 def split_multipart(body: bytes, boundary: bytes | None, limit_parts: int) -> list[bytes]:
@@ -312,13 +247,4 @@ def _too_large(given: int, limit: int) -> RequestError:
         "too_large",
         f"the body has {given} bytes or more; at most {limit} are taken",
         {"Connection": "close"},
-    )
-
-
-def _decode(data: bytes, header: Header, spec: InputSpec) -> Admitted:
-    started = time.perf_counter()
-    pixels = prepare_checked(data, header, spec)
-    seconds = time.perf_counter() - started
-    return Admitted(
-        pixels, header, properties(pixels), hashlib.sha256(data).hexdigest(), len(data), seconds
     )

@@ -7,6 +7,7 @@ door calls the API method below.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, cast
 
 import bentoml
@@ -29,6 +30,9 @@ class DoorService(Service[Any]):  # type: ignore[misc]
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """The application that a worker process runs; it starts and stops with its lifespan."""
+        # pyarrow imports pandas, where it is there, to see whether rows are its own: more than a
+        # second and 80 MB at the first file of records.
+        sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
         # Imported here: the process that only starts the workers needs none of it.
         from service.worker import Worker
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Lifespan
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from model.conformal_sets import VALID, parse_coverage
 from model.errors import CoverageError, ImageError
@@ -25,11 +25,12 @@ from model.images import Pixels
 from monitoring.image_store import ImageStore, StoredImage
 from monitoring.records import Record, RecordSink
 from service import metrics
-from service.admission import Admission, Admitted
+from service.admission import Admission
 from service.answers import Answers, Handler, error_object, json_response
 from service.attention import Attention
 from service.batcher import Answer, Batcher
 from service.clients import Clients
+from service.decoding import Admitted
 from service.errors import RequestError, unavailable
 from service.feedback import LIMIT_BODY_BYTES, FeedbackDesk, parse_feedback
 from service.lifecycle import Lifecycle
@@ -95,7 +96,7 @@ class Door:
         self.judged = 0
         self.flagged = 0
 
-    def app(self, lifespan: Lifespan[Starlette] | None = None) -> Starlette:
+    def app(self, lifespan: Lifespan[Starlette] | None = None) -> ASGIApp:
         """The ASGI application; `lifespan` starts and stops what it needs."""
         routes: list[tuple[str, str, Handler]] = [
             ("POST", "/v1/predict", self.predict),
@@ -113,11 +114,14 @@ class Door:
         if self._native is not None:
             routes.append(("POST", CLASSIFY_ROUTE, self.classify))
             more = self._native.routes(self._answers)
+        handlers = {
+            (method, path): self._answers.of(path, handler) for method, path, handler in routes
+        }
         app = Starlette(
             routes=[
                 *(
-                    Route(path, self._answers.of(path, handler), methods=[method])
-                    for method, path, handler in routes
+                    Route(path, handler, methods=[method])
+                    for (method, path), handler in handlers.items()
                 ),
                 *more,
             ],
@@ -125,7 +129,7 @@ class Door:
             lifespan=lifespan,
         )
         app.router.redirect_slashes = False  # another path is not found, not guessed
-        return app
+        return _Front(handlers, app)
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict: judge one image, or the parts of a multipart body."""
@@ -242,7 +246,7 @@ class Door:
             deadline = asyncio.get_running_loop().time() + self._settings.deadline_seconds
         async with Attention(asked.request.receive):
             admitted = await self._admission.admit_all(
-                images, asked.predictor.input, deadline=deadline
+                images, asked.predictor.input, deadline=deadline, client=asked.client
             )
             pixels = [image.pixels for image in admitted if isinstance(image, Admitted)]
             answers = await self._batcher.submit(
@@ -295,6 +299,27 @@ class Door:
         self.flagged += flagged
         judged = answer.result.as_answer(asked.predictor.classes, asked.least_probability)
         return {"id": prediction_id, **judged, "error": None}
+
+
+class _Front:
+    """Hands requests to their handlers by one look into a table; all else goes to Starlette.
+
+    Handlers always answer, so that Starlette's layers, which turn exceptions into answers, would
+    only cost time.
+    """
+
+    def __init__(self, handlers: dict[tuple[str, str], Handler], rest: ASGIApp) -> None:
+        self._handlers = handlers
+        self.rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            handler = self._handlers.get((scope["method"], scope["path"]))
+            if handler is not None:
+                response = await handler(Request(scope, receive, send))
+                await response(scope, receive, send)
+                return
+        await self.rest(scope, receive, send)
 
 
 def _answer_of(outcomes: list[Outcome], predictor: Predictor) -> dict[str, Any]:

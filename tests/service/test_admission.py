@@ -15,8 +15,9 @@ from starlette.requests import Request
 
 from model.errors import ImageError
 from model.images import InputSpec, check, prepare, properties
-from service import admission
-from service.admission import Admission, Admitted, ByteBudget, split_multipart
+from service import decoding
+from service.admission import Admission, split_multipart
+from service.decoding import Admitted
 from service.errors import RequestError
 from service.settings import ServiceSettings
 
@@ -295,23 +296,23 @@ def test_no_form_breaks_the_door(junk, place):
 # Decoding
 
 
-def test_an_admitted_image_is_prepared_measured_and_hashed(photograph, encoded):
-    data = encoded(photograph, "JPEG")
-    image = at_the_door(lambda admission: admission.admit(data, SPEC))
-    assert (image.pixels == prepare(data, SPEC)).all()
-    assert image.properties == properties(image.pixels)
-    assert image.sha256 == hashlib.sha256(data).hexdigest()
-    assert image.bytes == len(data)
-    assert (image.header.format, image.header.width, image.header.height) == ("jpeg", 200, 150)
-    assert image.decode_seconds > 0
-
-
 def admit_all(images, *, seconds=20.0, **settings):
     async def story(admission):
         deadline = asyncio.get_running_loop().time() + seconds
         return await admission.admit_all(images, SPEC, deadline=deadline)
 
     return at_the_door(story, **settings)
+
+
+def test_an_admitted_image_is_prepared_measured_and_hashed(photograph, encoded):
+    data = encoded(photograph, "JPEG")
+    (image,) = admit_all([data])
+    assert (image.pixels == prepare(data, SPEC)).all()
+    assert image.properties == properties(image.pixels)
+    assert image.sha256 == hashlib.sha256(data).hexdigest()
+    assert image.bytes == len(data)
+    assert (image.header.format, image.header.width, image.header.height) == ("jpeg", 200, 150)
+    assert image.decode_seconds > 0
 
 
 def test_a_bad_image_stands_in_its_place_as_its_error(photograph, encoded):
@@ -335,7 +336,7 @@ def test_an_image_is_checked_off_the_event_loop(photograph, encoded, monkeypatch
         threads.append(threading.current_thread())
         return check(*arguments)
 
-    monkeypatch.setattr(admission, "check", watched)
+    monkeypatch.setattr(decoding, "check", watched)
     (outcome,) = admit_all([encoded(photograph, "JPEG")])
     assert isinstance(outcome, Admitted)
     assert [thread is threading.main_thread() for thread in threads] == [False]
@@ -376,8 +377,8 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch):
-    gate = Gate(admission.prepare_checked)
-    monkeypatch.setattr(admission, "prepare_checked", gate)
+    gate = Gate(decoding.prepare_checked)
+    monkeypatch.setattr(decoding, "prepare_checked", gate)
     return gate
 
 
@@ -413,7 +414,7 @@ def test_images_that_nobody_waits_for_are_not_decoded(gate, why, count, photogra
 
 def test_nothing_is_begun_after_the_deadline(gate, photograph, encoded, monkeypatch):
     looked_at = []
-    monkeypatch.setattr(admission, "check", lambda *arguments: looked_at.append(arguments))
+    monkeypatch.setattr(decoding, "check", lambda *arguments: looked_at.append(arguments))
     with pytest.raises(RequestError) as caught:
         admit_all([encoded(photograph, "PNG")], seconds=-1)
     assert caught.value.code == "deadline_exceeded"
@@ -432,41 +433,3 @@ def test_a_bad_image_gives_its_budget_back(photograph, encoded):
     data = encoded(photograph, "PNG")
     outcomes = admit_all([data[:-50], data] * 10, limit_decoded_bytes=200 * 150 * 4)
     assert sum(isinstance(outcome, Admitted) for outcome in outcomes) == 10
-
-
-# The budget
-
-
-def test_the_budget_is_never_exceeded_and_everyone_gets_a_turn():
-    amounts = [30, 80, 10, 100, 55, 250, 5, 90] * 3
-
-    async def play():
-        budget, used, most = ByteBudget(100), 0, 0
-
-        async def use(amount: int) -> int:
-            nonlocal used, most
-            taken = await budget.take(amount)
-            used += taken
-            most = max(most, used)
-            await asyncio.sleep(0.001)
-            used -= taken
-            budget.give_back(taken)
-            return taken
-
-        return await asyncio.gather(*map(use, amounts)), most
-
-    taken, most = asyncio.run(asyncio.wait_for(play(), 20))
-    assert taken == [min(amount, 100) for amount in amounts]
-    assert most <= 100
-
-
-def test_who_gives_up_waiting_takes_nothing():
-    async def play():
-        budget = ByteBudget(100)
-        held = await budget.take(100)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(budget.take(50), 0.01)
-        budget.give_back(held)
-        return await asyncio.wait_for(budget.take(100), 1)
-
-    assert asyncio.run(play()) == 100

@@ -65,7 +65,7 @@ def test_it_is_openapi_and_json(document):
 def test_it_lists_exactly_the_routes_that_are_served(document):
     names = ("clients", "rollout", "admission", "batcher", "records", "images", "feedback")
     parts = dict.fromkeys(names)
-    routes = Door(ServiceSettings(), **parts).app().routes
+    routes = Door(ServiceSettings(), **parts).app().rest.routes
     served = {(next(iter(route.methods - {"HEAD"})), route.path) for route in routes}
     assert set(operations(document)) == served
 

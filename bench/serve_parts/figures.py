@@ -1,0 +1,79 @@
+"""Figures that are printed, held against what is asked for, and kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from train_parts.machine import print_machine
+
+from serve_parts.payloads import ROOT
+
+RESULTS = ROOT / "bench" / "results"
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """With the options that every part has."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--home", type=Path, default=Path("var/bench"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=12.0, help="Of each measurement.")
+    parser.add_argument("--json", action="store_true", help="Keep the figures in bench/results/.")
+    return parser
+
+
+class Figures:
+    """Prints medians with their range, and remembers what missed."""
+
+    def __init__(self, part: str, options: argparse.Namespace) -> None:
+        self._part, self._options = part, options
+        self._found: list[dict[str, object]] = []
+        self._missed: list[str] = []
+        print_machine("openvino", "bentoml", "numpy")
+
+    def add(
+        self,
+        name: str,
+        values: Sequence[float],
+        form: str = ".1f",
+        *,
+        least: float | None = None,
+        most: float | None = None,
+    ) -> float:
+        """Print one; gives its median, which is what has to reach the floor."""
+        median = statistics.median(values)
+        asked = "" if least is None else f"; at least {least:g} is asked for"
+        asked += "" if most is None else f"; at most {most:g} is asked for"
+        missed = (least is not None and median < least) or (most is not None and median > most)
+        if missed:
+            self._missed.append(name)
+        spread = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
+        print(f"{name}: {median:{form}}{spread}{asked}{' - MISSED' if missed else ''}", flush=True)
+        self._found.append(
+            {"name": name, "values": list(values), "least": least, "most": most, "missed": missed}
+        )
+        return median
+
+    def end(self) -> None:
+        """Keep the figures where that was asked for; exit with 1 where something missed."""
+        if self._options.json:
+            RESULTS.mkdir(exist_ok=True)
+            content = {
+                "part": self._part,
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "versions": {name: version(name) for name in ("openvino", "bentoml", "numpy")},
+                "options": {name: str(value) for name, value in vars(self._options).items()},
+                "figures": self._found,
+            }
+            path = RESULTS / f"serve_{self._part}.json"
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        sys.exit(1 if self._missed else 0)

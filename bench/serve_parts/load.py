@@ -1,0 +1,164 @@
+"""The load generator: a process of its own on its own core.
+
+    python bench/serve_parts/load.py < PLAN          a JSON object; prints what it saw, as JSON
+
+A closed loop of clients asks again as soon as it is answered. An open loop asks at times that are
+drawn beforehand, whether or not the server keeps up, and counts latency from the time that was
+drawn, not from when the request could be sent (no coordinated omission).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import aiohttp
+import httpx
+import numpy as np
+
+
+@dataclass
+class Plan:
+    """What to ask for. `images` are base64; `form` sends several a request as a form.
+
+    `sends` is how an image goes: `body`, `form`, or for peers `json` ({"image": base64}),
+    `file` (a form field `images`).
+    """
+
+    url: str
+    images: list[str]
+    seconds: float
+    clients: int = 1
+    rate: float | None = None  # requests a second; None: a closed loop
+    images_per_request: int = 1
+    sends: str = "body"
+    deadline_seconds: float = 60.0
+    warm_up_requests: int = 8
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Seen:
+    """By status, the latencies in seconds of all its answers; 0 is no answer."""
+
+    seconds: float
+    images_per_request: int
+    latencies: dict[int, list[float]]
+
+    @property
+    def images_per_second(self) -> float:
+        """Of answers with status 200."""
+        return len(self.latencies.get(200, [])) * self.images_per_request / self.seconds
+
+    def milliseconds(self, share: float) -> float:
+        """A quantile of the latency of answers with status 200."""
+        return 1e3 * float(np.quantile(self.latencies[200], share))
+
+    @property
+    def statuses(self) -> dict[int, int]:
+        """How many answers of each status."""
+        return {status: len(its) for status, its in sorted(self.latencies.items())}
+
+
+def request_of(plan: Plan, images: list[bytes]) -> dict[str, Any]:
+    """The arguments of a post."""
+    if plan.sends == "json":
+        body = json.dumps({"image": base64.b64encode(images[0]).decode()}).encode()
+        return {"data": body, "headers": {"Content-Type": "application/json"}}
+    if plan.sends == "body":
+        return {"data": images[0], "headers": {"Content-Type": "image/jpeg", **plan.headers}}
+    name = "images" if plan.sends == "file" else "image"
+    files = [(name, ("x.jpg", image, "image/jpeg")) for image in images]
+    form = httpx.Request("POST", plan.url, files=files)
+    headers = {"Content-Type": form.headers["Content-Type"], **plan.headers}
+    return {"data": form.read(), "headers": headers}
+
+
+async def ask_for(plan: Plan, requests: list[dict[str, Any]]) -> Seen:
+    """Play the plan."""
+    latencies: dict[int, list[float]] = {}
+    supply = itertools.cycle(requests)
+    timeout = aiohttp.ClientTimeout(total=plan.deadline_seconds)
+
+    async def ask(session: aiohttp.ClientSession, since: float | None = None) -> None:
+        since = time.perf_counter() if since is None else since
+        status = 0
+        try:
+            async with session.post(plan.url, **next(supply)) as answer:
+                await answer.read()
+                status = answer.status
+        except (aiohttp.ClientError, TimeoutError):
+            status = 0
+        latencies.setdefault(status, []).append(time.perf_counter() - since)
+
+    async def ask_again(session: aiohttp.ClientSession, until: float) -> None:
+        while time.perf_counter() < until:
+            await ask(session)
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        for _ in range(plan.warm_up_requests):
+            await ask(session)
+        latencies.clear()
+        start = time.perf_counter()
+        if plan.rate is None:
+            until = start + plan.seconds
+            await asyncio.gather(*(ask_again(session, until) for _ in range(plan.clients)))
+        else:
+            pauses = np.random.default_rng(0).exponential(
+                1 / plan.rate, int(2 * plan.rate * plan.seconds) + 10
+            )
+            due = start + np.cumsum(pauses)
+            async with asyncio.TaskGroup() as tasks:
+                for moment in due[due < start + plan.seconds]:
+                    await asyncio.sleep(max(0, moment - time.perf_counter()))
+                    tasks.create_task(ask(session, float(moment)))
+        return Seen(time.perf_counter() - start, plan.images_per_request, latencies)
+
+
+def run(plan: Plan) -> Seen:
+    """In a process of its own, on its own core."""
+    import subprocess
+
+    from serve_parts.servers import LOAD_CORE, pin
+
+    done = subprocess.run(
+        [sys.executable, __file__],
+        input=json.dumps(asdict(plan)),
+        preexec_fn=pin({LOAD_CORE}),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    seen = json.loads(done.stdout)
+    seen["latencies"] = {int(status): its for status, its in seen["latencies"].items()}
+    return Seen(**seen)
+
+
+def plan_for(url: str, images: list[bytes], **options: Any) -> Plan:
+    """A plan for images that are bytes."""
+    return Plan(url, [base64.b64encode(image).decode() for image in images], **options)
+
+
+def main() -> None:
+    """Play the plan on standard input."""
+    plan = Plan(**json.load(sys.stdin))
+    images = [base64.b64decode(image) for image in plan.images]
+    several = plan.images_per_request
+    groups = [
+        [images[(start + place) % len(images)] for place in range(several)]
+        for start in range(0, len(images), several)
+    ]
+    requests = [request_of(plan, group) for group in groups]
+    seen = asyncio.run(ask_for(plan, requests))
+    print(json.dumps(asdict(seen)))
+
+
+if __name__ == "__main__":
+    main()

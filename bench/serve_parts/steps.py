@@ -1,0 +1,113 @@
+"""CPU time of each step of an image, and the share of recording with outlier scoring.
+
+    .venv/bin/python bench/serve.py steps [--payload 640]
+
+On one core, in batches of 8, with as many neighbours in the outlier score's bank as it may hold:
+what large data cost. Asked for: recording and outlier score together at most 5 %.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet
+
+from model.bundle import OUTLIER
+from model.decision import probabilities
+from model.images import check, prepare, properties
+from monitoring.outlier import BANK_LIMIT, OutlierModel
+from monitoring.records import Record, to_table
+from serve_parts.figures import Figures, parser_of
+from serve_parts.payloads import PAYLOADS, images, model_of, train_once
+from serve_parts.raw import BATCH, load_predictor
+from serve_parts.servers import SERVER_CORE
+from service.batcher import Answer
+from service.decoding import Admitted
+from service.http import make_record
+
+MOST_SHARE = 0.05
+FLUSH_BATCHES = 20
+WATCHING = ("outlier score", "record", "record file")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--payload", choices=PAYLOADS, default="640")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {SERVER_CORE})
+    figures = Figures("steps", options)
+    home, name = options.home.absolute(), model_of(options.payload)
+    train_once(home, name)
+    predictor = load_predictor(home, name)
+    manifest = predictor.bundle.manifest
+    outlier = with_full_bank(OutlierModel.from_arrays(predictor.bundle.arrays(OUTLIER)))
+    batch = images(options.payload)[:BATCH]
+    prepared = [prepare(data, predictor.input) for data in batch]
+    logits, embedding = predictor.engine.run(np.stack(prepared))
+    judgements = predictor.predict(prepared)
+
+    def describe() -> list[Record]:
+        return [
+            make_record(
+                "id",
+                Admitted(
+                    pixels,
+                    check(data),
+                    properties(pixels),
+                    hashlib.sha256(data).hexdigest(),
+                    len(data),
+                    0.0,
+                ),
+                Answer(judgement, 0, 0),
+                predictor,
+                "client",
+            )
+            for data, pixels, judgement in zip(batch, prepared, judgements, strict=True)
+        ]
+
+    # The sink writes what came in two seconds as one file.
+    waiting = describe() * FLUSH_BATCHES
+    file = io.BytesIO()
+
+    def write() -> None:
+        file.seek(0)
+        pyarrow.parquet.write_table(to_table(waiting), file, compression="zstd")
+
+    steps: dict[str, Callable[[], object]] = {
+        "decode": lambda: [prepare(data, predictor.input) for data in batch],
+        "network": lambda: predictor.engine.run(np.stack(prepared)),
+        "decision": lambda: probabilities(logits, manifest.calibration, manifest.task),
+        "outlier score": lambda: outlier.p_value(outlier.score(embedding, logits)[0]),
+        "record": describe,
+    }
+    seconds = {name: cpu_seconds(step) / BATCH for name, step in steps.items()}
+    seconds["record file"] = cpu_seconds(write) / len(waiting)
+    for name, each in seconds.items():
+        figures.add(f"{name}, ms of CPU time an image", [1e3 * each], ".3f")
+    share = sum(seconds[name] for name in WATCHING) / sum(seconds.values())
+    figures.add("recording and outlier score, share of it", [share], ".3f", most=MOST_SHARE)
+    figures.end()
+
+
+def with_full_bank(outlier: OutlierModel) -> OutlierModel:
+    """The same score over as many neighbours as a bank may hold."""
+    columns = np.arange(BANK_LIMIT) % outlier.bank.shape[1]
+    return replace(outlier, bank=np.ascontiguousarray(outlier.bank[:, columns]))
+
+
+def cpu_seconds(step: Callable[[], object], repeats: int = 60) -> float:
+    """Median CPU time of one call."""
+    found = []
+    for _ in range(repeats):
+        start = time.process_time()
+        step()
+        found.append(time.process_time() - start)
+    return statistics.median(found)
