@@ -9,17 +9,18 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 # One batch is in flight at a time, so whoever comes next waits for it.
 LONGEST_SECONDS = 0.1
 _RUNS = 2
-_GOOD_ENOUGH = 0.97  # of the best pace: larger batches than needed only make others wait
+_GOOD_ENOUGH = 0.97  # of the best pace; timings differ by as much
 
 
 def choose_batch_size(
     run: Callable[[int], object], *, clock: Callable[[], float] = time.perf_counter
 ) -> int:
-    """The smallest size at, or within 3 % of, the best pace; `run` computes a batch of a size.
+    """The largest size at, or within 3 % of, the best pace; `run` computes a batch of a size.
 
-    Sizes double until a batch would take longer than `LONGEST_SECONDS`, or two in a row are no
-    faster. Every size runs once before it is timed, so whatever an engine prepares for a size
-    is done then.
+    The largest, since every batch costs the service something that is not timed here. Sizes double
+    until a batch would take longer than `LONGEST_SECONDS`, or one is clearly slower than the best
+    so far. Every size runs once before it is timed, so whatever an engine prepares for a size is
+    done then.
 
     >>> now = [0.0]
     >>> def run(size):
@@ -32,11 +33,10 @@ def choose_batch_size(
         run(size)
         seconds = min(_timed(run, size, clock) for _ in range(_RUNS))
         paces[size] = size / max(seconds, 1e-9)
-        latest = list(paces.values())[-3:]
-        if 2 * seconds > LONGEST_SECONDS or (len(latest) == 3 and latest[0] >= max(latest[1:])):
+        enough = _GOOD_ENOUGH * max(paces.values())
+        if 2 * seconds > LONGEST_SECONDS or paces[size] < enough:
             break
-    best = max(paces.values())
-    return next(size for size, pace in paces.items() if pace >= _GOOD_ENOUGH * best)
+    return max(size for size, pace in paces.items() if pace >= enough)
 
 
 def _timed(run: Callable[[int], object], size: int, clock: Callable[[], float]) -> float:

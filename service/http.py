@@ -85,7 +85,7 @@ class Door:
         self._images = images
         self._feedback = feedback
         self._native = native
-        self._openapi = openapi(settings)
+        self._openapi = openapi(settings, native=native is not None)
         self._occupancy = Occupancy(
             most_images=settings.queue_images,
             most_bytes=settings.limit_bytes_in_flight,

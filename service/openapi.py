@@ -100,6 +100,17 @@ _SCHEMAS: dict[str, Any] = {
             },
         },
     },
+    "Classify": {
+        "type": "object",
+        "required": ["images"],
+        "properties": {
+            "images": {
+                "type": "array",
+                "minItems": 1,
+                "items": {"type": "string", "contentEncoding": "base64"},
+            }
+        },
+    },
     "Feedback": {
         "type": "object",
         "required": ["id", "labels"],
@@ -112,8 +123,11 @@ _SCHEMAS: dict[str, Any] = {
 }
 
 
-def openapi(settings: ServiceSettings) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the service, with the limits in force."""
+def openapi(settings: ServiceSettings, *, native: bool = False) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the service, with the limits in force.
+
+    `native` says that BentoML's face is served too.
+    """
     secured = settings.api_keys_file is not None
     return {
         "openapi": "3.1.0",
@@ -122,7 +136,7 @@ def openapi(settings: ServiceSettings) -> dict[str, Any]:
             "version": "1",
             "description": "Classifies images, and says of each how foreign it is to the model.",
         },
-        "paths": _paths(settings),
+        "paths": {**_paths(settings), **(_native_paths(settings) if native else {})},
         "components": {
             "schemas": _SCHEMAS,
             "headers": _HEADERS,
@@ -216,6 +230,27 @@ def _paths(settings: ServiceSettings) -> dict[str, Any]:
         "/docs": {"get": _operation("This page.", "", 200, None)},
         "/openapi.json": {"get": _operation("This document.", "", 200, None)},
         "/": {"get": _operation("Leads to /docs.", "", 307, None)},
+    }
+
+
+def _native_paths(settings: ServiceSettings) -> dict[str, Any]:
+    classify = _operation(
+        f"Classify 1 to {settings.limit_parts} images as base64 in JSON: BentoML's API method.",
+        "Otherwise as /v1/predict. BentoML's own clients call it.",
+        200,
+        "Predictions",
+        errors=(400, 401, 403, 408, 413, 415, 422, 429, 503, 504),
+        body={"application/json": {"schema": {"$ref": "#/components/schemas/Classify"}}},
+        parameters=[_COVERAGE, _deadline(settings), _TRACEPARENT],
+    )
+    schema = _operation("The schema that BentoML's clients read.", "", 200, None)
+    document = _operation("The document behind BentoML's page.", "", 200, None)
+    page = _operation("BentoML's page, to try the API method.", "", 200, None)
+    return {
+        "/v1/classify": {"post": classify},
+        "/schema.json": {"get": schema},
+        "/bentoml/docs.json": {"get": document},
+        "/bentoml/": {"get": page},
     }
 
 

@@ -54,7 +54,7 @@ class ServiceSettings(MonitoringSettings):
         default=None,
         ge=1,
         description="Most images in one batch. Default: measured when a model is loaded, the "
-        "fewest that come within 3 % of the best pace.",
+        "most that come within 3 % of the best pace and take at most a tenth of a second.",
     )
     queue_images: int = Field(
         default=256,

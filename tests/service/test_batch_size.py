@@ -1,4 +1,4 @@
-"""The batch size is the smallest that pays, and its batch is short enough to wait for."""
+"""The batch size is the largest that pays, and its batch is short enough to wait for."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Engine:
     ("fixed", "each", "chosen"),
     [
         (0.010, 0.0001, 64),  # a GPU: the larger the better
-        (0.0, 0.010, 1),  # a core that is as fast with one
-        (0.002, 0.010, 4),  # 8 are 2.5 % faster, and take twice as long
+        (0.0, 0.0002, 64),  # no better in batches, and no worse
+        (0.002, 0.010, 8),  # 8 take 82 ms; 16 would take too long
         (0.020, 0.020, 2),  # slow: 2 take 60 ms, and 4 might take 120
         (1.0, 1.0, 1),  # one alone takes too long already
     ],
 )
-def test_the_smallest_size_near_the_best_pace_is_chosen(fixed, each, chosen):
+def test_the_largest_size_near_the_best_pace_is_chosen(fixed, each, chosen):
     engine = Engine(fixed, each)
     assert choose_batch_size(engine.run, clock=lambda: engine.now) == chosen
 
@@ -41,7 +41,11 @@ def test_a_size_that_would_take_too_long_is_never_run():
     assert max(engine.sizes) == 8
 
 
-def test_sizes_that_are_no_faster_end_the_search():
-    engine = Engine(0.0, 0.0001)
-    choose_batch_size(engine.run, clock=lambda: engine.now)
-    assert max(engine.sizes) == 4
+def test_sizes_that_are_slower_end_the_search():
+    class Thrashing(Engine):
+        def run(self, size: int) -> None:
+            super().run(size if size < 16 else 2 * size)
+
+    engine = Thrashing(0.0, 0.0001)
+    assert choose_batch_size(engine.run, clock=lambda: engine.now) == 8
+    assert max(engine.sizes) == 2 * 16

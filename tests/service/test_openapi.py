@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from starlette.routing import Route
 
 from service.errors import STATUS
 from service.http import Door
+from service.native import NativeApi
 from service.openapi import docs_page, openapi
 from service.settings import ServiceSettings
 
+NATIVE = NativeApi(SimpleNamespace(apis={"classify": None}), limit_images=64)
 # `too_large` and its like, with one status each, as design.md lists them.
 DESIGN = {
     "empty": 400,
@@ -62,11 +66,17 @@ def test_it_is_openapi_and_json(document):
     assert {"title", "version"} <= set(document["info"])
 
 
-def test_it_lists_exactly_the_routes_that_are_served(document):
+@pytest.mark.parametrize("native", [None, NATIVE])
+def test_it_lists_exactly_the_routes_that_are_served(native):
     names = ("clients", "rollout", "admission", "batcher", "records", "images", "feedback")
-    parts = dict.fromkeys(names)
+    parts = {**dict.fromkeys(names), "native": native}
     routes = Door(ServiceSettings(), **parts).app().rest.routes
-    served = {(next(iter(route.methods - {"HEAD"})), route.path) for route in routes}
+    served = {
+        (next(iter(route.methods - {"HEAD"})), route.path)
+        for route in routes
+        if isinstance(route, Route)
+    }
+    document = openapi(ServiceSettings(), native=native is not None)
     assert set(operations(document)) == served
 
 
