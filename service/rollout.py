@@ -40,6 +40,7 @@ class Rollout:
         self._refused: str | None = None
         self._pause_seconds = settings.follow_seconds
         self._again_at = 0.0
+        self.has_looked = False  # once: there is a champion, or it is known why not
         self.champion: Predictor | None = None
         self.classes: frozenset[str] = frozenset()  # of the champion and those before it
 
@@ -50,6 +51,7 @@ class Rollout:
                 await self.look()
             except Exception:
                 log.exception("looking for the champion failed; trying again")
+            self.has_looked = True
             await asyncio.sleep(self._settings.follow_seconds)
 
     async def look(self) -> None:

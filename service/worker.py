@@ -34,6 +34,7 @@ log = logging.getLogger("plumbline.worker")
 
 _WATCH_SECONDS = 1.0
 _LOG_SECONDS = 10.0
+_WARM_SECONDS = 60.0
 
 
 class Worker:
@@ -93,8 +94,22 @@ class Worker:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.start()
+        await self._until_warm()
         yield
         await self.stop()
+
+    async def _until_warm(self) -> None:
+        """Requests are taken from here on: not before there is a model to answer them.
+
+        All workers listen on one socket. One that took requests while it loads its model would
+        turn them away, although another could answer, or this one in a moment.
+        """
+        until = asyncio.get_running_loop().time() + _WARM_SECONDS
+        while not (self._rollout.has_looked or self._door.lifecycle.is_leaving):
+            if asyncio.get_running_loop().time() > until:
+                log.warning("no model after %g s; saying so to whoever asks", _WARM_SECONDS)
+                return
+            await asyncio.sleep(0.02)
 
     def start(self) -> None:
         """Begin to load the champion and to take batches; ready once the model is warm."""

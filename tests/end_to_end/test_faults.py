@@ -1,0 +1,298 @@
+"""Faults under load: what is lost, what is not, and how soon it is over."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+import socket
+import sqlite3
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+
+import httpx
+import psutil
+import pytest
+
+from tests.end_to_end.test_lifecycle import children_of, metric, wait_until
+from tests.end_to_end.test_service import a_sneaker, encode
+
+
+@dataclass
+class Seen:
+    """What the clients of a load saw; each answer with the time when it came."""
+
+    good: list[float] = field(default_factory=list)
+    lost: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def pace(self, since: float, until: float) -> float:
+        """Good answers a second."""
+        return sum(since <= moment < until for moment in self.good) / (until - since)
+
+
+class Load:
+    """Clients that ask again as soon as they are answered; `next_url` says where."""
+
+    def __init__(self, next_url, image: bytes, label: str, clients: int) -> None:
+        self.seen = Seen()
+        self._next_url, self._image, self._label = next_url, image, label
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self.seen
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=20) as client:
+            while not self._done.is_set():
+                url = self._next_url()
+                try:
+                    answer = client.post(f"{url}/v1/predict", content=self._image)
+                except httpx.TransportError:
+                    self.seen.lost.append(time.monotonic())
+                    time.sleep(0.05)
+                    continue
+                labels = [its["labels"] for its in answer.json().get("predictions", [])]
+                if answer.status_code == 200 and labels == [[self._label]]:
+                    self.seen.good.append(time.monotonic())
+                else:
+                    self.seen.wrong.append(f"{answer.status_code} {answer.text}")
+
+
+@pytest.fixture
+def home(trained, tmp_path):
+    return trained.copy(tmp_path / "home")
+
+
+@pytest.fixture
+def image(garment_images):
+    return a_sneaker(garment_images)
+
+
+def workers_of(server) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return children_of(server)
+    return []
+
+
+def are_ready(server, count: int) -> bool:
+    with suppress(httpx.TransportError):
+        return metric(server.url, "plumbline_workers_ready") == count
+    return False
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_under_load_lose_what_they_held_and_nothing_else(
+    home, serving, image
+):
+    """Full pace again within 10 seconds, each of three times."""
+    clients, choose = 4, random.Random(0)
+    with serving(home, workers="2") as server:
+        wait_until(lambda: are_ready(server, 2))
+        with Load(lambda: server.url, image, "sneaker", clients) as seen:
+            time.sleep(5)
+            before = seen.pace(time.monotonic() - 3, time.monotonic())
+            for _ in range(3):
+                choose.choice(workers_of(server)).kill()
+                time.sleep(10)
+                now = time.monotonic()
+                wait_until(lambda: are_ready(server, 2), seconds=1)
+                assert seen.pace(now - 2, now) > before / 2
+    assert seen.wrong == []
+    # A killed worker loses what it holds; connections that it had accepted go with it.
+    assert len(seen.lost) <= 3 * clients
+
+
+@pytest.mark.slow
+def test_when_all_workers_are_killed_at_once_the_service_is_back_in_15_seconds(
+    home, serving, image
+):
+    with serving(home, workers="2") as server:
+        wait_until(lambda: are_ready(server, 2))
+        with Load(lambda: server.url, image, "sneaker", 2) as seen:
+            time.sleep(1)
+            killed = time.monotonic()
+            for worker in workers_of(server):
+                worker.kill()
+            wait_until(lambda: any(moment > killed + 0.5 for moment in seen.good), seconds=15)
+    assert seen.wrong == []
+
+
+@pytest.mark.slow
+def test_behind_two_instances_no_request_fails_when_one_is_told_to_end(home, serving, image):
+    """The client follows readiness, as a load balancer does, ten times a second."""
+    grace = {"drain_grace_seconds": "2"}
+    with serving(home, **grace) as first, serving(home, **grace) as second:
+        ready = [first.url, second.url]
+        turns, done = itertools.count(), threading.Event()
+
+        def follow() -> None:
+            while not done.is_set():
+                found = []
+                for url in (first.url, second.url):
+                    with suppress(httpx.TransportError):
+                        if httpx.get(f"{url}/readyz").status_code == 200:
+                            found.append(url)
+                ready[:] = found
+                time.sleep(0.1)
+
+        def next_url() -> str:
+            now = list(ready)
+            return now[next(turns) % len(now)]
+
+        follower = threading.Thread(target=follow)
+        follower.start()
+        try:
+            with Load(next_url, image, "sneaker", 4) as seen:
+                time.sleep(2)
+                told = time.monotonic()
+                first.process.terminate()
+                assert first.process.wait(30) == 0
+                time.sleep(1)
+        finally:
+            done.set()
+            follower.join()
+    assert (seen.wrong, seen.lost) == ([], [])
+    assert sum(moment > told for moment in seen.good) > 10
+
+
+@pytest.mark.parametrize("fault", ["gone", "broken", "locked"])
+def test_predictions_go_on_without_the_state_database(fault, home, serving, image):
+    state = home / "state.sqlite"
+    with serving(home) as server, closing(sqlite3.connect(state)) as other:
+        if fault == "gone":
+            for path in home.glob("state.sqlite*"):
+                path.unlink()
+        elif fault == "broken":
+            state.write_bytes(b"not a database at all" * 1000)
+            wait_until(lambda: metric(server.url, "plumbline_model_load_failures_total") == 1)
+        else:
+            other.execute("begin exclusive")
+        with Load(lambda: server.url, image, "sneaker", 2) as seen:
+            time.sleep(3)  # the worker looks for a new champion every second
+    assert (seen.wrong, seen.lost) == ([], [])
+    assert len(seen.good) > 20
+
+
+def test_predictions_go_on_when_records_cannot_be_written(home, serving, image, tmp_path):
+    """A folder that is gone, and a file in its place, is as bad as a full disk."""
+    records = tmp_path / "records"
+    with serving(home, records_url=str(records), record_flush_seconds="0.2") as server:
+        with Load(lambda: server.url, image, "sneaker", 2) as seen:
+            wait_until(lambda: records.is_dir() and any(records.rglob("*.parquet")))
+            while records.is_dir():  # a file may just be written there
+                shutil.rmtree(records, ignore_errors=True)
+            with suppress(FileExistsError, IsADirectoryError):
+                records.write_text("in the way")
+            wait_until(lambda: metric(server.url, "plumbline_records_dropped_total") > 0)
+            count = len(seen.good)
+            wait_until(lambda: len(seen.good) > count + 20)
+    assert (seen.wrong, seen.lost) == ([], [])
+
+
+# Bodies that lie, trickle or never end
+
+
+def raw(server, head: str, body: bytes = b"", *, seconds: float = 20) -> bytes:
+    """What comes back for bytes on a connection, until it is closed or says nothing more."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=seconds) as connection:
+        connection.sendall(head.replace("\n", "\r\n").encode() + body)
+        answer = b""
+        with suppress(TimeoutError):
+            while part := connection.recv(65536):
+                answer += part
+                if b"\r\n\r\n" in answer and b'"error"' in answer:
+                    break
+        return answer
+
+
+HEAD = "POST /v1/predict HTTP/1.1\nHost: localhost\nContent-Type: image/png\n"
+
+
+def test_an_endless_chunked_body_is_cut_off_and_memory_stays(home, serving):
+    with serving(home, limit_part_bytes="1000000") as server:
+        (worker,) = workers_of(server)
+        before = worker.memory_info().rss
+        host, port = server.url.removeprefix("http://").split(":")
+
+        def flood(_: int) -> bytes:
+            chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+            with socket.create_connection((host, int(port)), timeout=20) as connection:
+                head = HEAD + "Transfer-Encoding: chunked\n\n"
+                connection.sendall(head.replace("\n", "\r\n").encode())
+                with suppress(OSError):  # when it is closed
+                    for _ in range(2_000):  # 130 MB, were they taken
+                        connection.sendall(chunk)
+                with suppress(OSError):
+                    return connection.recv(65536)
+            return b""
+
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(flood, range(4)))
+        grown = worker.memory_info().rss - before
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+    # The answer may be lost where the rest of the body meets a closed connection.
+    assert all(b"413" in answer for answer in answers if answer)
+    assert grown < 50 * 2**20
+
+
+def test_a_length_that_lies_is_refused_or_given_up(home, serving):
+    with serving(home, body_timeout_seconds="0.5") as server:
+        too_long = raw(server, HEAD + "Content-Length: 999999999999\n\n", b"x")
+        too_short = raw(server, HEAD + "Content-Length: 1000\n\n", b"x" * 10)
+        negative = raw(server, HEAD + "Content-Length: -1\n\n", b"x")
+        both = raw(server, HEAD + "Content-Length: 5\nTransfer-Encoding: chunked\n\n", b"0\r\n\r\n")
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+    assert b" 413 " in too_long.splitlines()[0]
+    assert b" 408 " in too_short.splitlines()[0]
+    assert b" 400 " in negative.splitlines()[0]
+    assert b" 400 " in both.splitlines()[0]
+
+
+def test_many_slow_senders_do_not_keep_others_waiting(home, serving, image):
+    with serving(home, body_timeout_seconds="2") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        slow = [socket.create_connection((host, int(port)), timeout=20) for _ in range(50)]
+        try:
+            head = (HEAD + "Content-Length: 100000\n\n").replace("\n", "\r\n").encode()
+            for connection in slow:
+                connection.sendall(head + b"x")
+            answer = httpx.post(f"{server.url}/v1/predict", content=image, timeout=20)
+            assert answer.status_code == 200
+            assert all(b" 408 " in connection.recv(65536) for connection in slow)
+        finally:
+            for connection in slow:
+                connection.close()
+
+
+def test_one_broken_image_of_eight_at_once_is_one_error_and_seven_answers(
+    home, serving, garment_images
+):
+    images = [encode(garment_images["images"][number]) for number in range(8)]
+    alone = {}
+    with serving(home) as server:
+
+        def ask(image: bytes) -> httpx.Response:
+            return httpx.post(f"{server.url}/v1/predict", content=image, timeout=20)
+
+        for number, image in enumerate(images):
+            alone[number] = ask(image).json()["predictions"][0]["labels"]
+        images[3] = images[3][:-20]
+        with ThreadPoolExecutor(8) as threads:
+            together = list(threads.map(ask, images))
+    assert [answer.status_code for answer in together] == [200] * 3 + [422] + [200] * 4
+    for number, answer in enumerate(together):
+        if number != 3:
+            assert answer.json()["predictions"][0]["labels"] == alone[number]
