@@ -7,7 +7,6 @@ door calls the API method below.
 
 from __future__ import annotations
 
-import sys
 from typing import Any, cast
 
 import bentoml
@@ -21,6 +20,7 @@ from service.errors import unavailable
 from service.native import CLASSIFY_ROUTE, Judge, NativeApi, Predictions, decode_base64
 from service.settings import ServiceSettings
 from service.start import Start
+from service.without_pandas import keep_pandas_out
 
 SETTINGS = read_settings(ServiceSettings)
 
@@ -30,9 +30,7 @@ class DoorService(Service[Any]):  # type: ignore[misc]
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """The application that a worker process runs; it starts and stops with its lifespan."""
-        # pyarrow imports pandas, where it is there, to see whether rows are its own: more than a
-        # second and 80 MB at the first file of records.
-        sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
+        keep_pandas_out()
         # Imported here: the process that only starts the workers needs none of it.
         from service.worker import Worker
 
