@@ -91,6 +91,8 @@ class Snapshot:
     history: tuple[Any, ...] = ()
     flagged: tuple[dict[str, Any], ...] = ()
     flagged_of: int = 0
+    explained: dict[str, Any] | None = None
+    now: dict[str, Any] = field(default_factory=dict)
     retrainings: tuple[dict[str, str], ...] = ()
 
 
@@ -109,6 +111,7 @@ class MonitorProcess:
         self._launcher = launcher
         self._reports = reports
         self._retrainings: tuple[dict[str, str], ...] = ()
+        self._now: dict[str, Any] = {}
         self._side_jobs: dict[str, str | None] = dict.fromkeys(metrics.SIDE_JOBS)
         self._snapshot = self._take_snapshot()
         self._is_starting = True
@@ -120,6 +123,7 @@ class MonitorProcess:
             routes=[
                 Route("/", self.page),
                 Route("/api/status", self.status),
+                Route("/api/windows", self.windows),
                 Route("/metrics", self.metrics),
                 Route("/images/{prediction_id}", self.image),
                 Route("/livez", self.alive),
@@ -143,7 +147,6 @@ class MonitorProcess:
         while True:
             try:
                 await asyncio.to_thread(self._poll_once)
-                self._failure, self._is_starting = None, False
             except Exception as error:
                 failure = _first_line(error)
                 if failure != self._failure:
@@ -154,6 +157,7 @@ class MonitorProcess:
     def _poll_once(self) -> None:
         """Look at the records; what follows from them may fail without touching what was seen."""
         alarms = self._monitor.poll()
+        self._failure, self._is_starting = None, False  # whatever becomes of what follows
         watch = self._monitor.watch
         if watch is not None:
             # An alarm is on the page before anything is made of it.
@@ -169,6 +173,8 @@ class MonitorProcess:
         with self._side_job("retraining"):
             self._launcher.consider(watch)
             self._retrainings = tuple(self._launcher.recent(watch.manifest.name))
+        with self._side_job("windows"):
+            self._now = watch.explain()
 
     @contextmanager
     def _side_job(self, name: str) -> Iterator[None]:
@@ -199,6 +205,8 @@ class MonitorProcess:
             history=tuple(watch.history),
             flagged=tuple(reversed(watch.last_flagged)),
             flagged_of=len(watch.flags),
+            explained=watch.explained,
+            now=self._now,
             retrainings=self._retrainings,
         )
 
@@ -224,6 +232,8 @@ class MonitorProcess:
             chart="" if line is None else evidence_chart(snapshot.streams, snapshot.history, line),
             flagged=[{**its, "stored": _is_stored(folder, its["id"])} for its in snapshot.flagged],
             flagged_of=snapshot.flagged_of,
+            explained=snapshot.explained,
+            now=snapshot.now,
             retrainings=snapshot.retrainings,
             waiting_for=snapshot.status.get("retraining_waits"),
         )
@@ -232,6 +242,12 @@ class MonitorProcess:
     async def status(self, request: Request) -> Response:
         """GET /api/status."""
         return JSONResponse(self._status(), headers={"Cache-Control": "no-store"})
+
+    async def windows(self, request: Request) -> Response:
+        """GET /api/windows: what had changed at the alarm, and what is different now."""
+        its = self._snapshot
+        content = {"at_alarm": its.explained, "now": its.now or None}
+        return JSONResponse(content, headers={"Cache-Control": "no-store"})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""

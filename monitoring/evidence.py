@@ -94,6 +94,7 @@ class Evidence:
         self._past = np.zeros(shape)
         self._keep = 1 - 1 / np.array(BET_MEMORIES, np.float64)[None, :, None]
         self._log_evidence = np.full(len(self.streams), -np.inf)  # log R, natural
+        self.log_bets = np.zeros(len(self.streams))  # log e of the last image, natural
         self.images = 0  # since the last reset
         self._seen = 0  # in the bags beside the calibration split, or taken out of them again
         # (seen by then, counts, past): the start, and the newest ones.
@@ -123,7 +124,8 @@ class Evidence:
         `mark` says whether a mark to go back to may be made here.
         """
         p_values = self._p_values(values)
-        self._log_evidence = self._bet(p_values) + np.logaddexp(0, self._log_evidence)
+        self.log_bets = self._bet(p_values)
+        self._log_evidence = self.log_bets + np.logaddexp(0, self._log_evidence)
         self._remember(p_values)
         self.images += 1
         self._seen += 1

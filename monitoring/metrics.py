@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 STATES = ("ok", "drift", "cannot promise", "waiting")
-SIDE_JOBS = ("reports", "retraining")
+SIDE_JOBS = ("reports", "retraining", "windows")
 
 
 class MonitorCollector(Collector):

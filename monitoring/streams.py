@@ -75,6 +75,11 @@ def logits_of(records: pa.Table) -> NDArray[np.float32]:
     return _matrix(records, "logits", np.float32)
 
 
+def components_of(records: pa.Table) -> FloatArray:
+    """Principal components of the embedding, N x P, of rows of equal length."""
+    return np.asarray(_matrix(records, "components", np.float16), np.float64)
+
+
 def accepted_labels(records: pa.Table, classes: Sequence[str]) -> NDArray[np.bool_]:
     """Which labels were given, N x C."""
     index = {name: place for place, name in enumerate(classes)}
@@ -93,10 +98,14 @@ def arrivals_of(records: pa.Table) -> list[Arrival]:
 
 def reference_of(bundle: Bundle, sampler: Sampler) -> dict[str, FloatArray]:
     """The streams of the calibration split, under the rule that production is sampled by."""
+    return streams_of(reference_records(bundle, sampler), bundle.manifest)
+
+
+def reference_records(bundle: Bundle, sampler: Sampler) -> pa.Table:
+    """The records of the calibration split, under the rule that production is sampled by."""
     records = read_records(str(bundle.path(REFERENCE)))
-    taken = np.array([sampler.takes(arrival) for arrival in arrivals_of(records)], bool)
-    streams = streams_of(records, bundle.manifest)
-    return {name: values[taken] for name, values in streams.items()}
+    taken = [sampler.takes(arrival) for arrival in arrivals_of(records)]
+    return records.filter(pa.array(taken, pa.bool_()))
 
 
 def edges_of(bundle: Bundle) -> Mapping[str, FloatArray]:

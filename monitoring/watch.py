@@ -17,7 +17,7 @@ import pyarrow as pa
 from model.bundle import REFERENCE, Bundle
 from model.decision import probabilities
 from monitoring.accuracy import atc, atc_threshold, believable, cbpe, expected_labels
-from monitoring.evidence import Evidence
+from monitoring.evidence import STREAMS, Evidence
 from monitoring.records import read_records
 from monitoring.sampling import BLOCK, Dependence, Repeats, Sampler
 from monitoring.settings import MonitoringSettings
@@ -25,11 +25,14 @@ from monitoring.streams import (
     FloatArray,
     accepted_labels,
     arrivals_of,
+    components_of,
     edges_of,
     logits_of,
     reference_of,
+    reference_records,
     streams_of,
 )
+from monitoring.windows import Comparison, Images, Window
 
 log = logging.getLogger("plumbline.monitor")
 
@@ -50,6 +53,8 @@ HISTORY_POINTS = 400
 FEW_CALIBRATION_IMAGES = 500
 BEFORE_ALARM_IMAGES = 1_000  # sampled, that may belong to a drift before it shows
 FLAGGED_KEPT = 12
+EXPLAINED_EVERY_IMAGES = 50  # sampled
+COMPARED = tuple(name for name in STREAMS if name != "predicted_class")
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,11 @@ class Watch:
         # Points (sampled images in all, log10 evidence per stream), ever further apart.
         self.history: list[tuple[int, list[float | None]]] = []
         self._history_step = 1
+        # The last sampled images; not kept over a restart, since they only explain.
+        self.window = Window(COMPARED)
+        self._comparison: Comparison | None = None  # made when first needed
+        self._now: tuple[int, dict[str, Any]] = (-1, {})  # sampled images when it was made
+        self.explained: dict[str, Any] | None = None  # what had changed at the alarm
 
     def take(self, records: pa.Table) -> list[Alarm]:
         """Follow records of this version, oldest first; gives the alarms that they raised.
@@ -114,6 +124,7 @@ class Watch:
             return []
         streams = streams_of(records, self.manifest)
         answers = _answers(records)
+        components, flagged = components_of(records), records["flagged"].to_pylist()
         self._note(records, streams["confidence"])
         alarms = []
         for row, arrival in enumerate(arrivals_of(records)):
@@ -127,6 +138,14 @@ class Watch:
             self.images_sampled += 1
             values = {name: its[row] for name, its in streams.items()}
             p_values = self.evidence.add(values, mark=self.drift is None)
+            self.window.add(
+                {name: values[name] for name in COMPARED},
+                predicted=int(values["predicted_class"]),
+                components=components[row],
+                flagged=flagged[row],
+                seconds=arrival.seconds,
+                log_bets=self.evidence.log_bets,
+            )
             self.dependence.add(p_values)
             self.repeats.add(answers[row])
             alarm = self._judge(arrival.seconds)
@@ -217,8 +236,24 @@ class Watch:
         drifted = None
         if self.drift is not None and not keeping:
             drifted = self.evidence.images - self.drift.after_images + BEFORE_ALARM_IMAGES
-        self.drift = None
+        self.drift = self.explained = None
+        self.window.clear()
         self.evidence.reset(drifted)
+
+    def explain(self) -> dict[str, Any]:
+        """What is different in the last sampled images; renewed after every few of them."""
+        made_at, explanation = self._now
+        if self.images_sampled - made_at >= EXPLAINED_EVERY_IMAGES or not explanation:
+            explanation = self._explain()
+            self._now = self.images_sampled, explanation
+        return explanation
+
+    def _explain(self, alarm: str | None = None) -> dict[str, Any]:
+        if not len(self.window):
+            return {"images": 0}
+        if self._comparison is None:
+            self._comparison = _comparison(self.bundle, self._settings, self.alpha)
+        return self._comparison.explain(self.window.images(), alarm=alarm)
 
     def flagged_share(self) -> float | None:
         """Of the last images; None before there are any."""
@@ -262,6 +297,7 @@ class Watch:
             "last_flagged": list(self.last_flagged),
             "history": self.history,
             "history_step": self._history_step,
+            "explained": self.explained,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -288,6 +324,7 @@ class Watch:
         self.last_flagged.extend(state["last_flagged"])
         self.history = [(int(images), list(values)) for images, values in state["history"]]
         self._history_step = int(state["history_step"])
+        self.explained = state.get("explained")  # states of before have none
 
     def _note(self, records: pa.Table, confidences: FloatArray) -> None:
         """Keep what the page and the accuracy estimates show of the last images."""
@@ -322,6 +359,7 @@ class Watch:
         time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
         self.drift = Alarm(time, stream, self.evidence.images, evidence)
         self.alarms.append(self.drift)
+        self.explained = self._explain(stream)
         return self.drift
 
     def _renew_promise(self) -> None:
@@ -354,6 +392,22 @@ def _answers(records: pa.Table) -> list[str]:
     values = np.column_stack([logits_of(records), *measured]).astype(np.float64)
     rounded = values.round(2) + 0.0  # no negative zeros
     return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rounded]
+
+
+def _comparison(bundle: Bundle, settings: MonitoringSettings, alpha: float) -> Comparison:
+    """With the calibration split, under the rule that production is sampled by."""
+    records = reference_records(bundle, _new_sampler(settings))
+    streams = streams_of(records, bundle.manifest)
+    reference = Images(
+        numbers={name: streams[name] for name in COMPARED},
+        predicted=streams["predicted_class"].astype(np.int64),
+        components=components_of(records),
+        flagged=np.array(records["flagged"].to_pylist(), bool),
+        seconds=np.zeros(len(records)),
+        log_bets=np.zeros((len(records), len(STREAMS))),
+    )
+    seed = int(bundle.manifest_sha256[:8], 16)
+    return Comparison(reference, bundle.manifest.classes, STREAMS, alpha=alpha, seed=seed)
 
 
 def _new_sampler(settings: MonitoringSettings) -> Sampler:

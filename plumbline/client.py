@@ -355,25 +355,31 @@ def _retry_after_seconds(response: httpx.Response) -> int | None:
 
 def _result(response: httpx.Response, call: _Call[Result]) -> Result:
     """What the answer says. Raises `ServiceError`."""
-    answer = _json_object(response)
     if not response.is_success:
-        raise _refusal(response, answer)
+        raise _refusal(response)
     try:
-        return call.read(answer)
+        return call.read(_json_object(response))
     except (LookupError, TypeError, ValueError) as error:
         raise _no_plumbline(response) from error
 
 
-def _refusal(response: httpx.Response, answer: dict[str, Any]) -> ServiceError:
-    error_object = answer.get("error")
-    if not isinstance(error_object, dict):
-        error_object = {}
-    return ServiceError(
-        str(error_object.get("code", "unreachable")),
-        str(error_object.get("message", response.reason_phrase)),
-        response.status_code,
-        _retry_after_seconds(response),
-    )
+# What a proxy's status means for the request, as the service itself would name it.
+_CODES_OF_PROXIES = {401: "unauthorized", 403: "forbidden", 413: "too_large"}
+
+
+def _refusal(response: httpx.Response) -> ServiceError:
+    """What the service says is wrong; or that something in front of it answered instead."""
+    status, retry_after_seconds = response.status_code, _retry_after_seconds(response)
+    try:
+        error = response.json()["error"]
+        return ServiceError(str(error["code"]), str(error["message"]), status, retry_after_seconds)
+    except (ValueError, LookupError, TypeError):
+        code = _CODES_OF_PROXIES.get(status, "unreachable")
+        message = (
+            f"{response.url} answered {response.reason_phrase or 'so'}, but not as a Plumbline"
+            " service does: it is a proxy before it, or another program"
+        )
+        return ServiceError(code, message, status, retry_after_seconds)
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from model.errors import ImageError
 from model.images import InputSpec
 from service.decoding import Admitted, Decoder
-from service.errors import DropReason, RequestError, deadline_exceeded
+from service.errors import ClientGoneError, DropReason, RequestError, deadline_exceeded
 from service.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -95,7 +95,10 @@ class Admission:
         deadline: float | None = None,
         on_bytes: OnBytes = _uncounted,
     ) -> bytes:
-        """Read a body of at most `limit` bytes, without reading the rest of a longer one."""
+        """Read a body of at most `limit` bytes, without reading the rest of a longer one.
+
+        Raises `ClientGoneError` when the client hangs up before its end.
+        """
         check_encoding(request)
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
@@ -115,7 +118,7 @@ class Admission:
                 {"Connection": "close"},
             ) from None
         except ClientDisconnect:
-            raise RequestError("malformed", "the body ended before its length") from None
+            raise ClientGoneError from None
 
     async def admit_all(
         self,

@@ -32,7 +32,7 @@ Code = Literal[
 ShedReason = Literal[
     "queue_full", "memory_full", "share_full", "starting", "stopping", "state_database"
 ]
-DropReason = Literal["deadline", "client_gone"]
+DropReason = Literal["deadline", "client_gone", "stopping"]
 
 STATUS: dict[str, int] = {
     "empty": 400,

@@ -88,7 +88,7 @@ SHED_REQUESTS = Counter(
 SHED = Children(SHED_REQUESTS, *get_args(ShedReason))
 DROPPED_IMAGES = Counter(
     "plumbline_dropped_images_total",
-    "Images given up before they were computed, by reason: deadline, client_gone.",
+    "Images given up before they were computed, by reason: deadline, client_gone, stopping.",
     ("reason",),
 )
 DROPPED = Children(DROPPED_IMAGES, *get_args(DropReason))

@@ -21,6 +21,7 @@ from service import metrics
 from service.admission import Admission
 from service.batcher import Batcher
 from service.clients import Clients
+from service.errors import DropReason
 from service.feedback import FeedbackDesk
 from service.http import Door
 from service.native import NativeApi
@@ -43,12 +44,12 @@ class Worker:
     def __init__(self, settings: ServiceSettings, native: NativeApi | None = None) -> None:
         store = ModelStore(settings)
         self._rollout = Rollout(settings, store, Start.of_this_worker())
-        self._admission = Admission(settings, on_drop=metrics.drop)
+        self._admission = Admission(settings, on_drop=self._drop)
         self._batcher: Batcher[Pixels, Judgement] = Batcher(
             _predict,
             batch_images=lambda predictor: cast(Predictor, predictor).batch_images,
             on_batch=lambda size, seconds: metrics.BATCH_IMAGES.observe(size),
-            on_drop=metrics.drop,
+            on_drop=self._drop,
         )
         self._records: RecordSink | None = None
         if settings.record:
@@ -90,6 +91,10 @@ class Worker:
         self.app: ASGIApp = self._door.app(lifespan=self._lifespan)
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
+
+    def _drop(self, reason: DropReason, count: int) -> None:
+        """Count what is given up; at the end it is the service that goes, not the client."""
+        metrics.drop("stopping" if self._door.lifecycle.is_over else reason, count)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

@@ -51,9 +51,18 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
+def test_what_is_different_now_is_told(page):
+    wait_for(lambda: page.get("/api/windows").json()["now"] is not None)
+    found = page.get("/api/windows").json()
+    assert found["at_alarm"] is None
+    assert found["now"]["images"] == 100
+    assert found["now"]["sentence"] == "The last images look like those of calibration."
+    assert "What changed" in page.get("/").text
+
+
 def test_all_is_well_has_no_trouble(page):
     assert (status(page)["state"], status(page)["failure"]) == ("ok", None)
-    assert status(page)["side_jobs"] == {"reports": None, "retraining": None}
+    assert status(page)["side_jobs"] == {"reports": None, "retraining": None, "windows": None}
     assert 'plumbline_monitor_side_job_failing{job="retraining"} 0.0' in page.get("/metrics").text
     assert "went wrong" not in page.get("/").text
 

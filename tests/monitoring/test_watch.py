@@ -96,3 +96,35 @@ def test_after_a_reset_clean_images_are_held_to_clean_ones_unless_told_otherwise
 
 def alarm_seconds(alarm: Alarm) -> float:
     return datetime.fromisoformat(alarm.time).timestamp()
+
+
+# What changed
+
+
+def test_an_alarm_is_explained_and_the_explanation_outlives_a_restart(watch, draw):
+    its = watch()
+    tag = its.manifest.tag
+    its.take(to_table(draw(tag, 400, 1)))
+    assert its.explain()["sentence"] == "The last images look like those of calibration."
+    assert its.explained is None
+    (_, *_) = its.take(to_table(draw(tag, 300, 2, darker=0.3)))
+    assert its.explained is not None
+    assert "brightness" in [one["name"] for one in its.explained["columns"] if one["changed"]]
+    assert its.explained["first"]["stream"] == "brightness"
+    assert its.explained["images"] <= its.drift.after_images - 390, "since the change alone"
+    again = watch()
+    again.restore(its.to_state())
+    assert again.explained == its.explained
+    assert again.explain() == {"images": 0}  # the window begins anew
+    its.reset(1, 0.0)
+    assert (its.explained, len(its.window)) == (None, 0)
+
+
+def test_a_state_of_before_there_were_explanations_is_gone_on_with(watch, draw):
+    its = watch()
+    its.take(to_table(draw(its.manifest.tag, 100, 1)))
+    state = its.to_state()
+    del state["explained"]
+    again = watch()
+    again.restore(state)
+    assert again.images_served == 100

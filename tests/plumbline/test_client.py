@@ -171,6 +171,17 @@ def test_a_proxy_that_turns_requests_away_is_tried_again(asking, small_service):
     assert len(asking.waits) == 3
 
 
+@pytest.mark.parametrize(
+    ("status", "code"), [(413, "too_large"), (401, "unauthorized"), (502, "unreachable")]
+)
+def test_what_a_proxy_refuses_is_told_as_a_proxys(asking, small_service, status, code):
+    small_service.raw = b"<html>nginx</html>"
+    small_service.refusals += [(status, "", None)] * 100
+    with pytest.raises(ServiceError, match="a proxy before it") as refusal:
+        asking("predict", [b"cat"])
+    assert (refusal.value.code, refusal.value.status) == (code, status)
+
+
 @pytest.mark.parametrize("lacks", ["out_of_domain", "labels", "probabilities"])
 def test_a_row_that_lacks_something_is_told(asking, small_service, lacks):
     small_service.lacks = lacks

@@ -18,7 +18,7 @@ from model.images import InputSpec, check, prepare, properties
 from service import decoding
 from service.admission import Admission, split_multipart
 from service.decoding import Admitted
-from service.errors import RequestError
+from service.errors import ClientGoneError, RequestError
 from service.settings import ServiceSettings
 
 SPEC = InputSpec(size=28, mean=(0, 0, 0), std=(1, 1, 1))
@@ -178,8 +178,9 @@ def test_a_body_that_does_not_come_in_time_is_too_slow(pauses):
     assert error.headers["Connection"] == "close"
 
 
-def test_a_client_that_hangs_up_sent_a_malformed_body():
-    assert refusal(Sender(b"half", breaks_off=True)).code == "malformed"
+def test_a_client_that_hangs_up_in_the_middle_of_its_body_is_gone():
+    with pytest.raises(ClientGoneError):
+        refusal(Sender(b"half", breaks_off=True))
 
 
 def test_a_body_that_does_not_come_before_the_deadline_is_given_up_and_told():
