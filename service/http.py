@@ -26,7 +26,7 @@ from monitoring.image_store import ImageStore, StoredImage
 from monitoring.records import Record, RecordSink
 from service import metrics
 from service.admission import Admission
-from service.answers import Answers, Handler, error_object, json_response
+from service.answers import Answers, Handler, error_object, json_response, refuse
 from service.attention import Attention
 from service.batcher import Answer, Batcher
 from service.clients import Clients
@@ -45,6 +45,7 @@ log = logging.getLogger("plumbline.http")
 
 Outcome = dict[str, Any] | ImageError | RequestError  # a prediction object, or why there is none
 PredictionBatcher = Batcher[Pixels, Judgement]
+_WITH_IMAGES = frozenset({"/v1/predict", CLASSIFY_ROUTE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,16 @@ class Door:
             lifespan=lifespan,
         )
         app.router.redirect_slashes = False  # another path is not found, not guessed
-        return _Front(handlers, app)
+        return _Front(handlers, app, self._refusal_when_full)
+
+    def _refusal_when_full(self, method: str, path: str) -> RequestError | None:
+        """For requests with images, before anything else is looked at: overload is when it counts.
+
+        None where they have to be answered in the usual way.
+        """
+        if path not in _WITH_IMAGES or method != "POST" or self.lifecycle.is_leaving:
+            return None
+        return None if self._settings.access_log else self._occupancy.refusal
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict: judge one image, or the parts of a multipart body."""
@@ -308,13 +318,24 @@ class _Front:
     only cost time.
     """
 
-    def __init__(self, handlers: dict[tuple[str, str], Handler], rest: ASGIApp) -> None:
+    def __init__(
+        self,
+        handlers: dict[tuple[str, str], Handler],
+        rest: ASGIApp,
+        refusal_when_full: Callable[[str, str], RequestError | None],
+    ) -> None:
         self._handlers = handlers
+        self._refusal_when_full = refusal_when_full
         self.rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            handler = self._handlers.get((scope["method"], scope["path"]))
+            method, path = scope["method"], scope["path"]
+            refusal = self._refusal_when_full(method, path)
+            if refusal is not None:
+                await refuse(path, refusal, scope["headers"])(scope, receive, send)
+                return
+            handler = self._handlers.get((method, path))
             if handler is not None:
                 response = await handler(Request(scope, receive, send))
                 await response(scope, receive, send)

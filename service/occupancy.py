@@ -61,6 +61,11 @@ class Occupancy:
         """One request; use as a context manager, which gives everything back at its end."""
         return Visit(self, client)
 
+    @property
+    def refusal(self) -> RequestError | None:
+        """Why nobody's next image would be let in, where there is no room for a single one."""
+        return self._full(self.images, self._most_images, "images", "queue_full", more=1)
+
     def take(self, client: Hashable, images: int, body_bytes: int) -> None:
         """Raise `RequestError` `overloaded` unless there is room; else count it."""
         held = self._held.get(client) or _Held()
@@ -94,17 +99,24 @@ class Occupancy:
         """`held` by the client, of those that are `inside`."""
         if not more:
             return
-        if inside + more > most:
-            raise self._overloaded(
-                f"the service is full: it holds {inside} {unit}, at most {most}; try again later",
-                full,
-            )
+        refusal = self._full(inside, most, unit, full, more=more)
+        if refusal is not None:
+            raise refusal
         if held + more > SHARE * (most - inside):
             raise self._overloaded(
                 f"your share of the service is full: it holds {inside} {unit}, {held} of them"
                 f" yours, at most {most}; try again later",
                 "share_full",
             )
+
+    def _full(
+        self, inside: int, most: int, unit: str, full: ShedReason, *, more: int
+    ) -> RequestError | None:
+        if inside + more <= most:
+            return None
+        return self._overloaded(
+            f"the service is full: it holds {inside} {unit}, at most {most}; try again later", full
+        )
 
     def _overloaded(self, message: str, reason: ShedReason) -> RequestError:
         seconds = self._drain.seconds_until_empty(longest=self._longest_seconds)

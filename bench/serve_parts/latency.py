@@ -2,12 +2,18 @@
 
     .venv/bin/python bench/serve.py latency [--payload 256] [--rounds N]
 
-Beside the time that decoding and the network take for one image alone, in the same process and on
+Beside the time that decoding and the network take for one image alone, in a process of their own on
 the same core. Asked for: p50 at one client within 2 ms of it, also right after a burst; p99 at half
 of full load, an open loop, at most 3 times it.
+
+Half load comes evenly spaced, and at random times as from independent clients (Poisson). Then
+requests queue whatever serves them, so that an ideal server stands beside it: one that takes each
+image in just that time, one after the other, asked at the same moments.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from serve_parts import load, raw
 from serve_parts.figures import Figures, parser_of
@@ -26,7 +32,8 @@ def main() -> None:
     figures = Figures("latency", options)
     home, payload, seconds = options.home.absolute(), options.payload, options.seconds
     train_once(home, model_of(payload))
-    alone, one_client, after, half_50, half_99 = [], [], [], [], []
+    alone, one_client, after, ideal = [], [], [], []
+    half: dict[str, list[load.Seen]] = {"evenly": [], "at random": []}
     with plumbline(home, model_of(payload)) as server:
         for _ in range(options.rounds):
             server.suspend()
@@ -35,27 +42,42 @@ def main() -> None:
             full = full_load(server, payload, 1, 4 * CLIENTS[1], seconds)
             after.append(ask_alone(server, payload, 3.0).milliseconds(0.5))
             server.resume()
-            half = load.run(
-                load.plan_for(
+            rate = full.images_per_second / 2
+            for spacing, found in half.items():
+                plan = load.plan_for(
                     f"{server.url}/v1/predict",
                     images(payload),
                     seconds=2 * seconds,
-                    rate=full.images_per_second / 2,
+                    rate=rate,
+                    evenly=spacing == "evenly",
                 )
-            )
-            half_50.append(half.milliseconds(0.5))
-            half_99.append(half.milliseconds(0.99))
+                found.append(load.run(plan))
+            ideal.append(ideal_quantile(rate, alone[-1] / 1e3, 0.99) / alone[-1] * 1e3)
     figures.add("decode and network of one image, ms", alone)
     figures.add("one client, p50, ms", one_client)
     more = [one - two for one, two in zip(one_client, alone, strict=True)]
     figures.add("one client, p50 over that, ms", more, most=MOST_MORE_MILLISECONDS)
     more = [one - two for one, two in zip(after, alone, strict=True)]
     figures.add("right after a burst, p50 over that, ms", more, most=MOST_MORE_MILLISECONDS)
-    figures.add("half load, p50, ms", half_50)
-    figures.add("half load, p99, ms", half_99)
-    times = [one / two for one, two in zip(half_99, alone, strict=True)]
-    figures.add("half load, p99 in times of one image alone", times, ".2f", most=MOST_TIMES)
+    for spacing, found in half.items():
+        name = f"half load, {spacing}"
+        figures.add(f"{name}, p50, ms", [seen.milliseconds(0.5) for seen in found])
+        figures.add(f"{name}, p99, ms", [seen.milliseconds(0.99) for seen in found])
+        times = [seen.milliseconds(0.99) / one for seen, one in zip(found, alone, strict=True)]
+        most = MOST_TIMES if spacing == "evenly" else None
+        figures.add(f"{name}, p99 in times of one image alone", times, ".2f", most=most)
+    figures.add("the same of an ideal server at random times", ideal, ".2f")
     figures.end()
+
+
+def ideal_quantile(rate: float, seconds: float, share: float) -> float:
+    """Of the time in a queue with one server that takes `seconds` for each, asked at random."""
+    arrivals = np.cumsum(np.random.default_rng(0).exponential(1 / rate, 100_000))
+    done, waited = 0.0, []
+    for moment in arrivals:
+        done = max(done, moment) + seconds
+        waited.append(done - moment)
+    return float(np.quantile(waited, share))
 
 
 def ask_alone(server: Server, payload: str, seconds: float) -> load.Seen:

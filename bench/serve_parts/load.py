@@ -36,6 +36,7 @@ class Plan:
     seconds: float
     clients: int = 1
     rate: float | None = None  # requests a second; None: a closed loop
+    evenly: bool = False  # spaced, not at random times as independent clients would
     images_per_request: int = 1
     sends: str = "body"
     deadline_seconds: float = 60.0
@@ -111,9 +112,10 @@ async def ask_for(plan: Plan, requests: list[dict[str, Any]]) -> Seen:
             until = start + plan.seconds
             await asyncio.gather(*(ask_again(session, until) for _ in range(plan.clients)))
         else:
-            pauses = np.random.default_rng(0).exponential(
-                1 / plan.rate, int(2 * plan.rate * plan.seconds) + 10
-            )
+            count = int(2 * plan.rate * plan.seconds) + 10
+            pauses = np.full(count, 1 / plan.rate)
+            if not plan.evenly:
+                pauses = np.random.default_rng(0).exponential(1 / plan.rate, count)
             due = start + np.cumsum(pauses)
             async with asyncio.TaskGroup() as tasks:
                 for moment in due[due < start + plan.seconds]:
