@@ -79,7 +79,8 @@ def peer(python: Path, name: str, home: Path) -> Iterator[Server]:
         "PYTHONPATH": f"{HERE.parent}:{HERE.parents[1]}",
         "PYTHONWARNINGS": "ignore",
     }
-    command: list[str | Path] = [python, HERE / "peer_servers.py", name, home, str(port)]
+    module = f"serve_parts.peer_{name.partition('-')[0]}"
+    command: list[str | Path] = [python, "-m", module, name, home, str(port)]
     path = "/health"
     if name == "bentoml":
         command = [sys.executable, "-m", "bentoml", "serve", "serve_parts.peer_bento:Batched"]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,10 +94,12 @@ def started(
             time.sleep(0.05)
         yield Server(url, psutil.Process(process.pid), time.perf_counter() - began)
     finally:
-        server = psutil.Process(process.pid)
-        family = server.children(recursive=True)
-        for one in (server, *family):
-            one.resume()  # else it could not stop
+        family = []
+        with suppress(psutil.NoSuchProcess):  # it has ended by itself
+            server = psutil.Process(process.pid)
+            family = server.children(recursive=True)
+            for one in (server, *family):
+                one.resume()  # else it could not stop
         process.terminate()
         try:
             process.wait(40)
