@@ -39,7 +39,8 @@ lint: $(INSTALLED) ## Check style and types
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## Measure serving against the raw loop, and the drift alarm (docs/performance.md)
-	$(BIN)/python bench/serve.py
+	$(BIN)/python bench/serve.py pace
+	$(BIN)/python bench/serve.py steps
 	$(BIN)/python bench/evidence.py --home var/bench
 
 docs: $(INSTALLED) ## Generate the reference pages of settings, commands and metrics

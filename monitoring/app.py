@@ -173,6 +173,7 @@ class MonitorProcess:
         with self._side_job("retraining"):
             self._launcher.consider(watch)
             self._retrainings = tuple(self._launcher.recent(watch.manifest.name))
+        self._now = {}
         with self._side_job("windows"):
             self._now = watch.explain()
 

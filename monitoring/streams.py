@@ -24,7 +24,10 @@ COLUMNS = (
     "client",
     "image_sha256",
     "perceptual_hash",
+    "width",
+    "height",
     "brightness",
+    "contrast",
     "sharpness",
     "logits",
     "labels",
@@ -39,7 +42,7 @@ def fitting_rows(records: pa.Table, manifest: Manifest) -> NDArray[np.bool_]:
     """Which records can be of this version, N: by the number of logits, and finite values."""
     lengths = pyarrow.compute.list_value_length(records["logits"]).to_numpy()
     fitting = np.asarray(lengths == len(manifest.classes))
-    for name in ("brightness", "sharpness", "confidence", "outlier_score"):
+    for name in ("brightness", "contrast", "sharpness", "confidence", "outlier_score"):
         fitting &= np.isfinite(_column(records, name))
     fitting &= np.isfinite(_matrix(records, "components", np.float16)[:, :2]).all(axis=1)
     if fitting.any():
@@ -76,8 +79,13 @@ def logits_of(records: pa.Table) -> NDArray[np.float32]:
 
 
 def components_of(records: pa.Table) -> FloatArray:
-    """Principal components of the embedding, N x P, of rows of equal length."""
-    return np.asarray(_matrix(records, "components", np.float16), np.float64)
+    """Principal components of the embedding, N x P, of rows of equal length; all finite.
+
+    Those too large for float16 come as its largest number.
+    """
+    components = _matrix(records, "components", np.float16).astype(np.float64)
+    most = float(np.finfo(np.float16).max)
+    return np.nan_to_num(components, nan=0.0, posinf=most, neginf=-most)
 
 
 def accepted_labels(records: pa.Table, classes: Sequence[str]) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from model.bundle import REFERENCE, Bundle
 from model.decision import probabilities
 from monitoring.accuracy import atc, atc_threshold, believable, cbpe, expected_labels
 from monitoring.evidence import STREAMS, Evidence
+from monitoring.reasons import MEASURED, Calibration, Reasons
 from monitoring.records import read_records
 from monitoring.sampling import BLOCK, Dependence, Repeats, Sampler
 from monitoring.settings import MonitoringSettings
@@ -112,6 +113,7 @@ class Watch:
         # The last sampled images; not kept over a restart, since they only explain.
         self.window = Window(COMPARED)
         self._comparison: Comparison | None = None  # made when first needed
+        self._reasons: Reasons | None = None  # so too
         self._now: tuple[int, dict[str, Any]] = (-1, {})  # sampled images when it was made
         self.explained: dict[str, Any] | None = None  # what had changed at the alarm
 
@@ -141,7 +143,7 @@ class Watch:
             self.window.add(
                 {name: values[name] for name in COMPARED},
                 predicted=int(values["predicted_class"]),
-                components=components[row],
+                components=components[row].copy(),  # else it would keep all of them
                 flagged=flagged[row],
                 seconds=arrival.seconds,
                 log_bets=self.evidence.log_bets,
@@ -238,6 +240,7 @@ class Watch:
             drifted = self.evidence.images - self.drift.after_images + BEFORE_ALARM_IMAGES
         self.drift = self.explained = None
         self.window.clear()
+        self._now = (-1, {})
         self.evidence.reset(drifted)
 
     def explain(self) -> dict[str, Any]:
@@ -338,12 +341,15 @@ class Watch:
         self.labels.extend(records["labels"].to_pylist())
         for row in np.flatnonzero(flags)[-FLAGGED_KEPT:].tolist():
             one = records.slice(row, 1).to_pylist()[0]
+            if self._reasons is None:
+                self._reasons = _reasons(self.bundle)
             self.last_flagged.append(
                 {
                     "id": one["id"],
                     "time": one["time"].isoformat(),
                     "labels": one["labels"],
                     "outlier_score": one["outlier_score"],
+                    "reasons": self._reasons.of(one),
                 }
             )
 
@@ -359,7 +365,10 @@ class Watch:
         time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
         self.drift = Alarm(time, stream, self.evidence.images, evidence)
         self.alarms.append(self.drift)
-        self.explained = self._explain(stream)
+        try:
+            self.explained = self._explain(stream)
+        except Exception:  # an alarm must not fail for want of an explanation
+            log.exception("the alarm cannot be explained")
         return self.drift
 
     def _renew_promise(self) -> None:
@@ -408,6 +417,16 @@ def _comparison(bundle: Bundle, settings: MonitoringSettings, alpha: float) -> C
     )
     seed = int(bundle.manifest_sha256[:8], 16)
     return Comparison(reference, bundle.manifest.classes, STREAMS, alpha=alpha, seed=seed)
+
+
+def _reasons(bundle: Bundle) -> Reasons:
+    records = read_records(str(bundle.path(REFERENCE)))
+    calibration = Calibration(
+        measured={name: np.asarray(records[name].to_numpy(), np.float64) for name in MEASURED},
+        components=components_of(records),
+        labels=records["labels"].to_pylist(),
+    )
+    return Reasons(calibration, input_pixels=bundle.manifest.input.size, seed=0)
 
 
 def _new_sampler(settings: MonitoringSettings) -> Sampler:

@@ -194,10 +194,17 @@ class Comparison:
         table = np.stack(
             [np.bincount(its.predicted, minlength=count) for its in (self._reference, window)]
         )
-        expected = table.sum(axis=0) * len(window) / table.sum()
-        rare = expected < _LEAST_EXPECTED
-        merged = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)])
-        merged = merged[:, merged.sum(axis=0) > 0]
+
+        def expected_of(counts: NDArray[np.int64]) -> FloatArray:
+            """Images of each class in the window, were both alike."""
+            return np.asarray(counts.sum(axis=0) * len(window) / counts.sum(), np.float64)
+
+        expected = expected_of(table)
+        merged = table[:, np.argsort(expected, kind="stable")]
+        while merged.shape[1] > 1 and expected_of(merged).min() < _LEAST_EXPECTED:
+            # The rarest two together, until none is too rare.
+            merged = np.column_stack([merged[:, :2].sum(axis=1), merged[:, 2:]])
+            merged = merged[:, np.argsort(merged.sum(axis=0), kind="stable")]
         if merged.shape[1] < 2:
             return None
         p_value = float(chi2_contingency(merged, correction=False).pvalue)
@@ -269,6 +276,8 @@ class Comparison:
         if not found:
             return None
         place, name = min(found)
+        if len(window) == WINDOW_IMAGES and place < LEAST_IMAGES:
+            return None  # it began before the window
         return {
             "stream": name,
             "since": _iso(window.seconds[place]),

@@ -7,6 +7,7 @@ door calls the API method below.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import bentoml
@@ -60,7 +61,9 @@ class Plumbline:
     @bentoml.api(route=CLASSIFY_ROUTE)  # type: ignore[untyped-decorator]
     async def classify(self, images: list[str]) -> Predictions:
         """Classify images: each a JPEG, PNG or WebP file as base64."""
-        return cast(Predictions, await self._judge(decode_base64(images)))
+        # In a thread: they may have many megabytes.
+        decoded = await asyncio.to_thread(decode_base64, images)
+        return cast(Predictions, await self._judge(decoded))
 
 
 service = bentoml.service(

@@ -133,27 +133,32 @@ class Batcher(Generic[Item, Result]):
             self._on_drop(reason, dropped)
 
     async def _take_batches(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
             if self._stopping:
                 return
-            key, batch = self._take()
-            if not batch:
+            if not await self._run_batch():
                 self._arrived.clear()
+
+    async def _run_batch(self) -> bool:
+        """Whether there was one; a method of its own, so that nothing of it outlives it."""
+        key, batch = self._take()
+        if not batch:
+            return False
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        items = [pending.item for pending in batch]
+        outcomes = await loop.run_in_executor(self._executor, self._compute, key, items)
+        seconds = loop.time() - started
+        self._on_batch(len(batch), seconds)
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            if pending.answer.done():
                 continue
-            started = loop.time()
-            items = [pending.item for pending in batch]
-            outcomes = await loop.run_in_executor(self._executor, self._compute, key, items)
-            seconds = loop.time() - started
-            self._on_batch(len(batch), seconds)
-            for pending, outcome in zip(batch, outcomes, strict=True):
-                if pending.answer.done():
-                    continue
-                if isinstance(outcome, Exception):
-                    pending.answer.set_exception(outcome)
-                else:
-                    pending.answer.set_result((outcome, started - pending.arrived, seconds))
+            if isinstance(outcome, Exception):
+                pending.answer.set_exception(outcome)
+            else:
+                pending.answer.set_result((outcome, started - pending.arrived, seconds))
+        return True
 
     def _take(self) -> tuple[Hashable, list[_Pending[Item, Result]]]:
         """Items of the key that has waited longest, less those that nobody waits for any more."""

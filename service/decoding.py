@@ -90,7 +90,9 @@ class Decoder:
         self._queue: FairQueue[tuple[_Asked, int]] = FairQueue()
         self._stopping = False
         names = [f"decode_{number}" for number in range(threads)]
-        self._threads = [threading.Thread(target=self._work, name=name) for name in names]
+        self._threads = [
+            threading.Thread(target=self._work, name=name, daemon=True) for name in names
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -127,18 +129,26 @@ class Decoder:
         return [_known(outcome) for outcome in outcomes]
 
     def _work(self) -> None:
-        while (taken := self._next()) is not None:
-            asked, place = taken
-            try:
-                outcome: Admitted | Exception = self._decode(asked.images[place], asked.spec)
-            except Exception as error:  # noqa: BLE001 (raised where the request is answered)
-                outcome = error
-            with self._changed:
-                asked.outcomes[place] = outcome
-                asked.left -= 1
-                is_done = not asked.left
-            if is_done:
-                asked.loop.call_soon_threadsafe(_tell, asked)
+        while self._decode_next():
+            pass
+
+    def _decode_next(self) -> bool:
+        """A method of its own, so that a thread that waits keeps hold of no request."""
+        taken = self._next()
+        if taken is None:
+            return False
+        asked, place = taken
+        try:
+            outcome: Admitted | Exception = self._decode(asked.images[place], asked.spec)
+        except Exception as error:  # noqa: BLE001 (raised where the request is answered)
+            outcome = error
+        with self._changed:
+            asked.outcomes[place] = outcome
+            asked.left -= 1
+            is_done = not asked.left
+        if is_done:
+            asked.loop.call_soon_threadsafe(_tell, asked)
+        return True
 
     def _next(self) -> tuple[_Asked, int] | None:
         with self._changed:

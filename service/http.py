@@ -132,14 +132,20 @@ class Door:
         app.router.redirect_slashes = False  # another path is not found, not guessed
         return _Front(handlers, app, self._refusal_when_full)
 
-    def _refusal_when_full(self, method: str, path: str) -> RequestError | None:
-        """For requests with images, before anything else is looked at: overload is when it counts.
+    def _refusal_when_full(self, scope: Scope) -> RequestError | None:
+        """For requests with images: overload is when the cost of a refusal counts.
 
-        None where they have to be answered in the usual way.
+        None where they have to be answered in the usual way, which gives the same answers.
         """
-        if path not in _WITH_IMAGES or method != "POST" or self.lifecycle.is_leaving:
+        if self._occupancy.is_roomy or scope["path"] not in _WITH_IMAGES:
             return None
-        return None if self._settings.access_log else self._occupancy.refusal
+        if scope["method"] != "POST" or self.lifecycle.is_leaving or self._settings.access_log:
+            return None
+        try:
+            client = self._clients.admit(Request(scope), "predict")
+        except RequestError:
+            return None
+        return None if self._rollout.champion is None else self._occupancy.refusal(client)
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict: judge one image, or the parts of a multipart body."""
@@ -161,7 +167,6 @@ class Door:
             body = await self._admission.read_json(
                 request, deadline=asked.deadline, on_bytes=asked.visit.take_bytes
             )
-            asked.visit.take_bytes(len(body))  # again, as JSON and as images
             return json_response(await native.classify(body, partial(self._judge, asked)))
 
         return await self._answer(request, call)
@@ -322,7 +327,7 @@ class _Front:
         self,
         handlers: dict[tuple[str, str], Handler],
         rest: ASGIApp,
-        refusal_when_full: Callable[[str, str], RequestError | None],
+        refusal_when_full: Callable[[Scope], RequestError | None],
     ) -> None:
         self._handlers = handlers
         self._refusal_when_full = refusal_when_full
@@ -330,12 +335,12 @@ class _Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            method, path = scope["method"], scope["path"]
-            refusal = self._refusal_when_full(method, path)
+            refusal = self._refusal_when_full(scope)
             if refusal is not None:
-                await refuse(path, refusal, scope["headers"])(scope, receive, send)
+                answer = refuse(scope["path"], refusal, scope["headers"])
+                await answer(scope, receive, send)
                 return
-            handler = self._handlers.get((method, path))
+            handler = self._handlers.get((scope["method"], scope["path"]))
             if handler is not None:
                 response = await handler(Request(scope, receive, send))
                 await response(scope, receive, send)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CLASSIFY_ROUTE = "/v1/classify"
 _PAGE = "/bentoml"
+_COMMAS_BESIDE = 100  # for whatever else a body has
 
 Judge = Callable[[Sequence[bytes | ImageError]], Awaitable[dict[str, Any]]]
 
@@ -100,6 +101,10 @@ class NativeApi:
 
     async def classify(self, body: bytes, judge: Judge) -> dict[str, Any]:
         """Raises `RequestError` for a body that is not the method's input."""
+        # Base64 has no commas: so many of them are more images, and each would cost before it is
+        # counted.
+        if body.count(b",") > self._limit_images + _COMMAS_BESIDE:
+            raise self._too_many("too many")
         try:
             # In a thread: a body may have many megabytes.
             given = await asyncio.to_thread(self._classify.input_spec.model_validate_json, body)
@@ -108,12 +113,14 @@ class NativeApi:
         if not given.images:
             raise RequestError("empty", "images is empty; send 1 or more, each as base64")
         if len(given.images) > self._limit_images:
-            raise RequestError(
-                "too_large",
-                f"{len(given.images)} images, at most {self._limit_images}; send fewer at a time",
-            )
+            raise self._too_many(str(len(given.images)))
         answer: dict[str, Any] = await self._classify.func(self._service.inner(judge), given.images)
         return answer
+
+    def _too_many(self, count: str) -> RequestError:
+        return RequestError(
+            "too_large", f"{count} images, at most {self._limit_images}; send fewer at a time"
+        )
 
     def routes(self, answers: Answers) -> list[BaseRoute]:
         """Of the schema that BentoML's client reads, and of the page with its files."""

@@ -3,9 +3,9 @@
 The bound of the queue is kept here, before a body is read, so that overload is refused at the
 door and not after the work of reading and decoding.
 
-One client cannot take all the room: it may hold at most `SHARE` times what is free, so that
-something always is (Choudhury and Hahne 1998, dynamic queue length thresholds). Alone it gets three
-quarters of the room, one of two that both ask for more three sevenths.
+One client cannot take all the room: beyond its first request it may hold at most `SHARE` times what
+stays free (Choudhury and Hahne 1998, dynamic queue length thresholds). Alone it gets three quarters
+of the room, one of two that both ask for more three sevenths.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHARE = 3  # of the free room that one client may hold
 
 @dataclass(slots=True)
 class _Held:
-    """By one client."""
+    """By one client, or by one of its requests."""
 
     images: int = 0
     bytes: int = 0
@@ -62,15 +62,36 @@ class Occupancy:
         return Visit(self, client)
 
     @property
-    def refusal(self) -> RequestError | None:
-        """Why nobody's next image would be let in, where there is no room for a single one."""
-        return self._full(self.images, self._most_images, "images", "queue_full", more=1)
+    def is_roomy(self) -> bool:
+        """Whether any client's next image would be let in."""
+        return (SHARE + 1) * (self.images + 1) <= SHARE * self._most_images
 
-    def take(self, client: Hashable, images: int, body_bytes: int) -> None:
-        """Raise `RequestError` `overloaded` unless there is room; else count it."""
+    def refusal(self, client: Hashable) -> RequestError | None:
+        """Why the first image of a client's next request would not be let in, where it is so."""
         held = self._held.get(client) or _Held()
-        self._check(held.images, images, self.images, self._most_images, "images", "queue_full")
-        self._check(held.bytes, body_bytes, self.bytes, self._most_bytes, "bytes", "memory_full")
+        most = self._most_images
+        return self._refusal(held.images, 0, 1, self.images, most, "images", "queue_full")
+
+    def take(
+        self, client: Hashable, images: int, body_bytes: int, *, own: _Held | None = None
+    ) -> None:
+        """Raise `RequestError` `overloaded` unless there is room; else count it.
+
+        `own` is what the same request has taken before.
+        """
+        held, own = self._held.get(client) or _Held(), own or _Held()
+        for refusal in (
+            self._refusal(
+                *(held.images, own.images, images, self.images, self._most_images),
+                *("images", "queue_full"),
+            ),
+            self._refusal(
+                *(held.bytes, own.bytes, body_bytes, self.bytes, self._most_bytes),
+                *("bytes", "memory_full"),
+            ),
+        ):
+            if refusal is not None:
+                raise refusal
         if images:
             self._drain.enter(images)
         self.bytes += body_bytes
@@ -93,30 +114,25 @@ class Occupancy:
             if not held.images and not held.bytes:
                 del self._held[client]
 
-    def _check(
-        self, held: int, more: int, inside: int, most: int, unit: str, full: ShedReason
-    ) -> None:
-        """`held` by the client, of those that are `inside`."""
+    def _refusal(
+        self, held: int, own: int, more: int, inside: int, most: int, unit: str, full: ShedReason
+    ) -> RequestError | None:
+        """`held` by the client, `own` of them by this request, of those that are `inside`."""
         if not more:
-            return
-        refusal = self._full(inside, most, unit, full, more=more)
-        if refusal is not None:
-            raise refusal
-        if held + more > SHARE * (most - inside):
-            raise self._overloaded(
+            return None
+        free = most - inside - more
+        if free < 0:
+            return self._overloaded(
+                f"the service is full: it holds {inside} {unit}, at most {most}; try again later",
+                full,
+            )
+        if held > own and held + more > SHARE * free:
+            return self._overloaded(
                 f"your share of the service is full: it holds {inside} {unit}, {held} of them"
                 f" yours, at most {most}; try again later",
                 "share_full",
             )
-
-    def _full(
-        self, inside: int, most: int, unit: str, full: ShedReason, *, more: int
-    ) -> RequestError | None:
-        if inside + more <= most:
-            return None
-        return self._overloaded(
-            f"the service is full: it holds {inside} {unit}, at most {most}; try again later", full
-        )
+        return None
 
     def _overloaded(self, message: str, reason: ShedReason) -> RequestError:
         seconds = self._drain.seconds_until_empty(longest=self._longest_seconds)
@@ -129,8 +145,7 @@ class Visit:
     def __init__(self, occupancy: Occupancy, client: Hashable) -> None:
         self._occupancy = occupancy
         self._client = client
-        self._images = 0
-        self._bytes = 0
+        self._own = _Held()
 
     def __enter__(self) -> Self:
         return self
@@ -141,15 +156,15 @@ class Visit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        answered = kind is None
-        self._occupancy.give_back(self._client, self._images, self._bytes, answered=answered)
+        own = self._own
+        self._occupancy.give_back(self._client, own.images, own.bytes, answered=kind is None)
 
     def take_images(self, count: int) -> None:
         """Raise `RequestError` `overloaded` unless there is room for so many more."""
-        self._occupancy.take(self._client, count, 0)
-        self._images += count
+        self._occupancy.take(self._client, count, 0, own=self._own)
+        self._own.images += count
 
     def take_bytes(self, count: int) -> None:
         """Raise `RequestError` `overloaded` unless there is room for so many more."""
-        self._occupancy.take(self._client, 0, count)
-        self._bytes += count
+        self._occupancy.take(self._client, 0, count, own=self._own)
+        self._own.bytes += count

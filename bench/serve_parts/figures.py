@@ -71,7 +71,11 @@ class Figures:
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 "versions": {name: version(name) for name in ("openvino", "bentoml", "numpy")},
-                "options": {name: str(value) for name, value in vars(self._options).items()},
+                "options": {
+                    name: str(value)
+                    for name, value in vars(self._options).items()
+                    if name != "home"
+                },
                 "figures": self._found,
             }
             path = RESULTS / f"serve_{self._part}.json"

@@ -6,11 +6,10 @@ import itertools
 import random
 import shutil
 import socket
-import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import httpx
@@ -167,18 +166,16 @@ def test_behind_two_instances_no_request_fails_when_one_is_told_to_end(home, ser
     assert sum(moment > told for moment in seen.good) > 10
 
 
-@pytest.mark.parametrize("fault", ["gone", "broken", "locked"])
+@pytest.mark.parametrize("fault", ["gone", "broken"])
 def test_predictions_go_on_without_the_state_database(fault, home, serving, image):
     state = home / "state.sqlite"
-    with serving(home) as server, closing(sqlite3.connect(state)) as other:
+    with serving(home) as server:
         if fault == "gone":
             for path in home.glob("state.sqlite*"):
                 path.unlink()
-        elif fault == "broken":
+        else:
             state.write_bytes(b"not a database at all" * 1000)
             wait_until(lambda: metric(server.url, "plumbline_model_load_failures_total") == 1)
-        else:
-            other.execute("begin exclusive")
         with Load(lambda: server.url, image, "sneaker", 2) as seen:
             time.sleep(3)  # the worker looks for a new champion every second
     assert (seen.wrong, seen.lost) == ([], [])
@@ -243,7 +240,8 @@ def test_an_endless_chunked_body_is_cut_off_and_memory_stays(home, serving):
             answers = list(threads.map(flood, range(4)))
         grown = worker.memory_info().rss - before
         assert httpx.get(f"{server.url}/readyz").status_code == 200
-    # The answer may be lost where the rest of the body meets a closed connection.
+    # The answer may be lost where the rest of the body meets a closed connection, not every time.
+    assert any(answers)
     assert all(b"413" in answer for answer in answers if answer)
     assert grown < 50 * 2**20
 

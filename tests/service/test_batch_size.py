@@ -41,11 +41,37 @@ def test_a_size_that_would_take_too_long_is_never_run():
     assert max(engine.sizes) == 8
 
 
-def test_sizes_that_are_slower_end_the_search():
-    class Thrashing(Engine):
-        def run(self, size: int) -> None:
-            super().run(size if size < 16 else 2 * size)
+class Thrashing(Engine):
+    """Twice as slow from a size on."""
 
-    engine = Thrashing(0.0, 0.0001)
-    assert choose_batch_size(engine.run, clock=lambda: engine.now) == 8
-    assert max(engine.sizes) == 2 * 16
+    def __init__(self, least: int, most: int = 1_000) -> None:
+        super().__init__(0.0, 0.0001)
+        self.range = range(least, most + 1)
+
+    def run(self, size: int) -> None:
+        self.sizes.append(size)
+        self.now += self.each * size * (2 if size in self.range else 1)
+
+
+def test_two_sizes_in_a_row_that_are_slower_end_the_search():
+    engine = Thrashing(8)
+    assert choose_batch_size(engine.run, clock=lambda: engine.now) == 4
+    assert max(engine.sizes) == 16
+
+
+def test_one_slow_size_among_good_ones_is_taken_for_noise():
+    engine = Thrashing(2, 2)
+    assert choose_batch_size(engine.run, clock=lambda: engine.now) == 64
+
+
+def test_a_size_that_cannot_be_computed_ends_the_search_and_one_image_must_be():
+    engine = Engine(0.0, 0.0001)
+
+    def run(size: int) -> None:
+        if size > 8:
+            raise RuntimeError("out of memory")
+        engine.run(size)
+
+    assert choose_batch_size(run, clock=lambda: engine.now) == 8
+    with pytest.raises(RuntimeError, match="out of memory"):
+        choose_batch_size(lambda size: run(9), clock=lambda: engine.now)

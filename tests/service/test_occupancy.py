@@ -92,21 +92,36 @@ def test_one_client_cannot_take_all_the_room():
         for _ in range(3):
             forms.enter_context(occupancy.visit("flood")).take_images(64)
         with pytest.raises(RequestError, match="192 of them yours") as refusal:
-            forms.enter_context(occupancy.visit("flood")).take_images(64)
+            forms.enter_context(occupancy.visit("flood")).take_images(1)
         assert (refusal.value.status, refusal.value.shed) == (429, "share_full")
-        single.take_images(1)
+        assert occupancy.refusal("flood").shed == "share_full"
+        assert occupancy.refusal("shop") is None
+        single.take_images(64)
+        assert occupancy.refusal("another").shed == "queue_full"
     assert (occupancy.images, occupancy._held) == (0, {})
 
 
 def test_a_client_alone_gets_three_quarters_of_the_room():
     occupancy = Occupancy(most_images=100, most_bytes=100, longest_seconds=15)
-    with occupancy.visit("alone") as visit:
+    with ExitStack() as visits:
         for _ in range(75):
+            visit = visits.enter_context(occupancy.visit("alone"))
             visit.take_images(1)
             visit.take_bytes(1)
-        for take in (visit.take_images, visit.take_bytes):
-            with pytest.raises(RequestError, match="75 of them yours"):
-                take(1)
+        for unit in ("images", "bytes"):
+            another = visits.enter_context(occupancy.visit("alone"))
+            with pytest.raises(RequestError, match=f"75 {unit}, 75 of them yours"):
+                getattr(another, f"take_{unit}")(1)
+
+
+def test_a_single_request_may_have_all_the_room_as_it_comes_in():
+    occupancy = Occupancy(most_images=64, most_bytes=1_000, longest_seconds=15)
+    with occupancy.visit("alone") as visit:
+        visit.take_images(1)
+        for _ in range(10):
+            visit.take_bytes(100)
+        visit.take_images(63)
+        assert (occupancy.images, occupancy.bytes) == (64, 1_000)
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=60))
@@ -116,4 +131,15 @@ def test_whatever_one_client_asks_for_there_is_room_for_another(asked):
         for images in asked:
             with suppress(RequestError):
                 visits.enter_context(occupancy.visit("flood")).take_images(images)
-        visits.enter_context(occupancy.visit("another")).take_images(16)
+        visits.enter_context(occupancy.visit("another")).take_images(64)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 64)), max_size=40))
+def test_while_it_is_roomy_nobody_is_refused(asked):
+    occupancy = Occupancy(most_images=256, most_bytes=100, longest_seconds=15)
+    with ExitStack() as visits:
+        for client, images in asked:
+            if occupancy.is_roomy:
+                assert all(occupancy.refusal(its) is None for its in "abc")
+            with suppress(RequestError):
+                visits.enter_context(occupancy.visit(client)).take_images(images)
