@@ -26,7 +26,7 @@ from train_parts.machine import print_machine
 DISTINCT, CLASSES = 200, 4
 TABLE_BYTES = 4096  # an image
 OPTIONS = (
-    *("--architecture", "small-resnet", "--size", "64", "--epochs", "1", "--batch-size", "256"),
+    *("--architecture", "small-resnet", "--size", "64", "--epochs", "1", "--batch-size", "64"),
     *("--precision", "fp32", "--track", "none", "--json"),
 )
 

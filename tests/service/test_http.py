@@ -155,17 +155,35 @@ def test_a_client_that_stays_is_not_taken_for_one_that_hung_up(open_door, red, c
 
 
 def test_overload_is_told_with_the_seconds_that_the_queue_takes(open_door, red, counts):
-    with open_door(queue_images=2, limit_parts=2) as door:
-        waiting = [door.hold_up(red(1)), door.send(red(2))]
-        until(lambda: door.door.images_inside == 2)
-        refused = ask(door, red(3))
+    with open_door(queue_images=4, limit_parts=4) as door:
+        waiting = [door.hold_up(red(1)), door.send(red(2)), door.send(red(3))]
+        until(lambda: door.door.images_inside == 3)
+        refused = ask(door, red(4))
         assert code(refused) == (429, "overloaded")
         assert int(refused.headers["Retry-After"]) >= 1
         door.machine.open.set()
         assert all(answer_of(connection).startswith(b"HTTP/1.1 200") for connection in waiting)
-        assert door.machine.seen == [1, 2]
+        assert sorted(door.machine.seen) == [1, 2, 3]
+    # All are of one client, which may not have the last quarter of the room.
+    assert counts("plumbline_shed_requests_total", reason="share_full") == 1
+    assert counts("plumbline_shed_requests_total", reason="queue_full") == 0
+    assert counts("plumbline_requests_total", route="/v1/predict", status="429") == 1
+
+
+def test_a_service_without_any_room_says_so_and_keys_still_come_first(
+    open_door, red, counts, tmp_path
+):
+    keys = tmp_path / "keys.json"
+    first, second = (add_key(keys, name, ["predict"]) for name in ("first", "second"))
+    with open_door(queue_images=1, limit_parts=1, api_keys_file=keys) as door:
+        waiting = door.hold_up(red(1), Authorization=f"Bearer {first}")
+        refused = ask(door, red(2), Authorization=f"Bearer {second}")
+        assert code(refused) == (429, "overloaded")
+        assert len(refused.headers["X-Request-Id"]) == 32
+        assert code(ask(door, red(3))) == (401, "unauthorized")
+        door.machine.open.set()
+        assert answer_of(waiting).startswith(b"HTTP/1.1 200")
     assert counts("plumbline_shed_requests_total", reason="queue_full") == 1
-    assert counts("plumbline_shed_requests_total", reason="memory_full") == 0
 
 
 def test_a_body_without_room_for_its_bytes_is_counted_as_that(open_door, red, counts):
