@@ -175,9 +175,10 @@ def test_predictions_go_on_without_the_state_database(fault, home, serving, imag
                 path.unlink()
         else:
             state.write_bytes(b"not a database at all" * 1000)
-            wait_until(lambda: metric(server.url, "plumbline_model_load_failures_total") == 1)
         with Load(lambda: server.url, image, "sneaker", 2) as seen:
-            time.sleep(3)  # the worker looks for a new champion every second
+            # The worker looks for a new champion every second. It may not even notice: SQLite
+            # keeps pages, and an open file stays.
+            time.sleep(3)
     assert (seen.wrong, seen.lost) == ([], [])
     assert len(seen.good) > 20
 
