@@ -44,7 +44,8 @@ Inputs = NDArray[Any]  # uint8 images N x H x W x 3, or float32 features N x D
 
 # Images that are predicted at once: many small ones, or few large ones.
 _EVALUATION_BATCH = 500
-_EVALUATION_PIXELS = 2**22
+# Of a batch: many on a GPU; on a CPU no more than is still fast, since all of it is resident.
+_EVALUATION_PIXELS = {"cuda": 2**22, "cpu": 2**19}
 
 
 class Samples(Protocol):
@@ -308,35 +309,39 @@ def predict_all(
     precision = precision or Precision()
     device = next(network.parameters()).device
     network.eval()
-    logits, embeddings = [], []
     rows = world.part(np.arange(len(images)))
-    batch_size = evaluation_batch(images)
+    batch_size = evaluation_batch(images, device.type)
+    # Made once: small arrays that stay between large ones that go would leave holes in the heap.
+    parts: list[Floats] = []
     with torch.inference_mode(), precision.autocast(device), _no_room_for(batch_size, images):
         for start in range(0, len(rows), batch_size):
             chunk = torch.from_numpy(copy_rows(images, rows[start : start + batch_size]))
             inputs = chunk.to(device)
             if side is not None and side < inputs.shape[1]:
                 inputs = shrink(inputs, side)
-            batch_logits, embedding = network(inputs)
-            logits.append(batch_logits.float().cpu().numpy())
-            embeddings.append(embedding.float().cpu().numpy())
-    parts = np.concatenate(logits), np.concatenate(embeddings)
+            found = [output.float().cpu().numpy() for output in network(inputs)]
+            parts = parts or [np.empty((len(rows), its.shape[1]), np.float32) for its in found]
+            for part, its in zip(parts, found, strict=True):
+                part[start : start + batch_size] = its
     joined = [world.join(part, len(images), device) for part in parts]
     return joined[0], joined[1]
 
 
-def evaluation_batch(images: Inputs) -> int:
+def evaluation_batch(images: Inputs, device: str) -> int:
     """How many rows are predicted at once.
 
-    >>> evaluation_batch(np.empty((9, 28, 28, 3), np.uint8))
+    >>> evaluation_batch(np.empty((9, 28, 28, 3), np.uint8), "cpu")
     500
-    >>> evaluation_batch(np.empty((9, 224, 224, 3), np.uint8))
+    >>> evaluation_batch(np.empty((9, 224, 224, 3), np.uint8), "cpu")
+    10
+    >>> evaluation_batch(np.empty((9, 224, 224, 3), np.uint8), "cuda")
     83
     """
     if images.ndim == 2:  # features
         return _EVALUATION_BATCH
     pixels = int(images.shape[1] * images.shape[2])
-    return max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // pixels))
+    most = _EVALUATION_PIXELS.get(device, _EVALUATION_PIXELS["cpu"])
+    return max(1, min(_EVALUATION_BATCH, most // pixels))
 
 
 def _optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> torch.optim.Optimizer:
