@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +22,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from monitoring.outlier import RECORD_COMPONENTS
+from monitoring.record_retention import remove_old_records
 
 log = logging.getLogger("plumbline.records")
 
@@ -112,6 +115,9 @@ def to_table(records: Sequence[Record]) -> pa.Table:
     return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
 
 
+_TIDY_SECONDS = 600.0
+
+
 class RecordSink:
     """Writes records to Parquet files from its own thread.
 
@@ -128,11 +134,15 @@ class RecordSink:
         queue_rows: int = 10_000,
         flush_seconds: float = 2.0,
         file_rows: int = 5_000,
+        keep_seconds: float | None = None,
     ) -> None:
+        """`keep_seconds` None keeps files for ever; see `remove_old_records`."""
         self._files, self._root = fsspec.core.url_to_fs(url)
         self._queue: queue.Queue[Record] = queue.Queue(queue_rows)
         self._flush_seconds = flush_seconds
         self._file_rows = file_rows
+        self._keep_seconds = keep_seconds
+        self._tidied_at = -math.inf
         self._stopping = threading.Event()
         self._dropped_at_the_door = 0
         self._dropped_unwritten = 0
@@ -169,6 +179,8 @@ class RecordSink:
             stopping = self._stopping.wait(self._flush_seconds)
             while records := self._collect():
                 self._write(records)
+            if not stopping:
+                self._tidy()
 
     def _collect(self) -> list[Record]:
         records: list[Record] = []
@@ -196,6 +208,22 @@ class RecordSink:
             log.error(
                 "%d records were dropped: %s cannot be written: %s", len(records), final, error
             )
+
+    def _tidy(self) -> None:
+        """Remove what is too old, now and then; that it fails is told, and harms nothing."""
+        now = time.monotonic()
+        if self._keep_seconds is None or now - self._tidied_at < _TIDY_SECONDS:
+            return
+        self._tidied_at = now
+        try:
+            removed = remove_old_records(
+                self._files, self._root, keep_seconds=self._keep_seconds, now=datetime.now(UTC)
+            )
+        except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
+            log.error("records that are too old cannot be removed: %s", error)
+            return
+        if removed:
+            log.info("removed %d record files that were too old", removed)
 
     def _remove(self, partial: str) -> None:
         with suppress(Exception):

@@ -21,6 +21,17 @@ class MonitoringSettings(ModelSettings):
         default=True,
         description="Write a record of every prediction; without records nothing is watched.",
     )
+    record_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the predictions that a record is written of, drawn at random.",
+    )
+    record_keep_seconds: float | None = Field(
+        default=None,
+        ge=86_400,
+        description="Records of days that ended longer ago are removed. Not set: all are kept.",
+    )
     record_queue_rows: int = Field(
         default=10_000,
         ge=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -304,7 +305,7 @@ class Door:
     ) -> dict[str, Any]:
         prediction_id = str(uuid_utils.uuid7())
         flagged = answer.result.flagged
-        if self._records is not None:
+        if self._records is not None and random.random() < self._settings.record_share:
             record = make_record(prediction_id, image, answer, asked.predictor, asked.client)
             self._records.offer(record)
         if self._images is not None:

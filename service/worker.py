@@ -58,6 +58,7 @@ class Worker:
                 queue_rows=settings.record_queue_rows,
                 flush_seconds=settings.record_flush_seconds,
                 file_rows=settings.record_file_rows,
+                keep_seconds=settings.record_keep_seconds,
             )
         self._images: ImageStore | None = None
         if settings.store_images:

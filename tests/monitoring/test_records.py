@@ -293,3 +293,18 @@ def test_records_are_read_oldest_file_first(tmp_path):
     assert read_records(str(tmp_path), ["id"])["id"].to_pylist() == [
         a_record(number).id for number in range(3)
     ]
+
+
+# Retention
+
+
+def test_the_sink_removes_what_is_too_old_and_goes_on(tmp_path):
+    old = tmp_path / "date=2020-01-01"
+    old.mkdir()
+    (old / "a.parquet").write_bytes(b"long past")
+    sink = RecordSink(str(tmp_path), flush_seconds=0.01, keep_seconds=86_400)
+    sink.offer(a_record(1))
+    wait_for(lambda: not old.exists())
+    wait_for(lambda: sink.written == 1)
+    sink.close()
+    assert len(read_records(str(tmp_path))) == 1

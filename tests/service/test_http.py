@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -394,3 +395,12 @@ def test_neither_images_nor_keys_are_logged(open_door, red, lines, tmp_path):
     told = json.dumps(lines())
     for private in (secret, "wrong-key", "raw image content", "Bearer"):
         assert private not in told
+
+
+def test_a_share_of_the_predictions_is_recorded(open_door, red):
+    kept = []
+    with open_door(record_share=0.5) as door:
+        door.door._records = SimpleNamespace(offer=kept.append)
+        for _ in range(200):
+            assert ask(door, red(1)).status_code == 200
+    assert 60 < len(kept) < 140  # beyond it by chance: once in fifty million runs
