@@ -122,6 +122,31 @@ def test_single_label_csv_without_test_rows_reports_validation_and_says_so(
     assert "30 images without a label were left out of single-label training" in notes
 
 
+@pytest.mark.slow
+def test_presized_images_are_trained_on_and_kept_beside_those_of_serving(
+    tmp_path: Path, store: ModelStore
+) -> None:
+    kinds = [("red",), ("green",), ("blue",)]
+    rows = [kinds[row % 3] for row in range(210)]
+    data = write_data(tmp_path / "data", rows, lambda row: "")
+    request = TrainRequest(
+        data=str(data),
+        name="blots",
+        task="single",
+        architecture="small-resnet",
+        epochs=1,
+        batch_size=16,
+        learning_rate=0.05,
+        knobs={"presize": 1.5},
+    )
+    bundle = run_training(request, store, show_progress=False)
+    assert bundle is not None
+    assert bundle.manifest.training["presize"] == 1.5
+    images = bundle.manifest.data.images["fit"]
+    sizes = {path.stat().st_size for path in (store.home / "cache").rglob("fit.u8")}
+    assert sizes == {images * side**2 * 3 for side in (SIDE, 42)}
+
+
 def course(losses: list[float], metric: float = 0.9) -> TrainingHistory:
     """A training with these validation losses after its epochs."""
     epochs = [EpochRecord(place, 1.0, loss, metric, 1.0) for place, loss in enumerate(losses, 1)]
