@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model.errors import ImageError, SettingsError
 from model.images import InputSpec, Pixels, check, decode, fit_to
-from training.augment import augment, erase
+from training.augment import augment, erase, shrink
 from training.loading import NONE_OF_THEM, presized_spec, targets_of
 from training.mixing import cutmix, mixup, soft_targets
 from training.settings import TrainingSettings
@@ -94,7 +94,11 @@ def _training_steps(
         batch = torch.from_numpy(np.stack([prepared] * draws))
         changed = augment(batch, settings.augmentation, generator).numpy()
         says = "mirror, shift and erase, drawn anew at every step of training"
-        return changed[0], _draws("augment", says, changed)
+        steps = _draws("augment", says, changed)
+        if _first_side(spec, settings) < spec.size:
+            smaller = shrink(torch.from_numpy(changed[:1]), _first_side(spec, settings))
+            steps.append(_smaller(spec, settings, smaller))
+        return changed[0], steps
     larger = presized_spec(spec, math.ceil(settings.presize * spec.size))
     place = float(np.random.default_rng((settings.seed, row)).random())
     presized = source.reader.prepare(row, larger, place)
@@ -105,11 +109,26 @@ def _training_steps(
         _array_step("presize", says, presized),
         *_draws("warp", "crop, zoom, turn, shear, tilt: one matrix, then light", warped.numpy()),
     ]
+    if _first_side(spec, settings) < spec.size:
+        smaller = warp(batch[:1], _first_side(spec, settings), settings.warp, generator)
+        steps.append(_smaller(spec, settings, smaller))
     if settings.erase_probability:
         says = f"a rectangle of noise, in {settings.erase_probability:.0%} of the images"
         warped = erase(warped, settings.erase_probability, generator)
         steps += _draws("erase", says, warped.numpy())
     return warped.numpy()[0], steps
+
+
+def _first_side(spec: InputSpec, settings: TrainingSettings) -> int:
+    """Side in px that the first epoch is trained at."""
+    return settings.side_in_epoch(1, spec.size)
+
+
+def _smaller(spec: InputSpec, settings: TrainingSettings, images: torch.Tensor) -> Step:
+    epochs = range(1, settings.epochs + 1)
+    small = sum(settings.side_in_epoch(epoch, spec.size) < spec.size for epoch in epochs)
+    says = f"to {images.shape[1]} px instead, in the first {small} of {settings.epochs} epochs"
+    return _array_step("smaller", says, images.numpy()[0])
 
 
 def _mixed(

@@ -52,6 +52,21 @@ def test_training_steps_end_in_what_the_network_takes(source: Source) -> None:
     assert not np.array_equal(draws[0], draws[1])
 
 
+@pytest.mark.parametrize("presize", [0, 1.5])
+def test_the_smaller_images_of_the_first_epochs_are_shown(source: Source, presize: float) -> None:
+    row = source.rows(Split.FIT)[0]
+    small = {"epochs": 4, "small_epochs_share": 0.5, "small_share": 0.75}
+    steps = {
+        step.name: step
+        for step in show_item(source, row, SPEC, TrainingSettings(presize=presize, **small))
+    }
+    assert steps["smaller"].shape == (24, 24, 3)
+    assert steps["smaller"].says == "to 24 px instead, in the first 2 of 4 epochs"
+    assert steps["normalise"].shape == (3, 32, 32)
+    whole = show_item(source, row, SPEC, TrainingSettings(presize=presize))
+    assert "smaller" not in [step.name for step in whole]
+
+
 def test_erasing_and_mixing_are_shown_where_they_are_asked_for(source: Source) -> None:
     row = source.rows(Split.FIT)[0]
     settings = TrainingSettings(presize=1.5, erase_probability=1.0, mixup=0.4, cutmix=1.0)
