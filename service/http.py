@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -18,27 +17,29 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Scope
 
 from model.conformal_sets import VALID, parse_coverage
 from model.errors import CoverageError, ImageError
 from model.images import Pixels
 from monitoring.image_store import ImageStore, StoredImage
-from monitoring.records import Record, RecordSink
+from monitoring.records import RecordSink
 from service import metrics
 from service.admission import Admission
-from service.answers import Answers, Handler, error_object, json_response, refuse
+from service.answers import Answers, Handler, error_object, json_response
 from service.attention import Attention
 from service.batcher import Answer, Batcher
 from service.clients import Clients
 from service.decoding import Admitted
 from service.errors import RequestError, unavailable
 from service.feedback import LIMIT_BODY_BYTES, FeedbackDesk, parse_feedback
+from service.front import Front
 from service.lifecycle import Lifecycle
 from service.native import CLASSIFY_ROUTE, NativeApi
 from service.occupancy import Occupancy, Visit
 from service.openapi import DEADLINE_HEADER, docs_page, openapi
 from service.predictor import Judgement, Predictor
+from service.recording import make_record
 from service.rollout import Rollout
 from service.settings import ServiceSettings
 
@@ -131,7 +132,7 @@ class Door:
             lifespan=lifespan,
         )
         app.router.redirect_slashes = False  # another path is not found, not guessed
-        return _Front(handlers, app, self._refusal_when_full)
+        return Front(handlers, app, self._refusal_when_full)
 
     def _refusal_when_full(self, scope: Scope) -> RequestError | None:
         """For requests with images: overload is when the cost of a refusal counts.
@@ -317,38 +318,6 @@ class Door:
         return {"id": prediction_id, **judged, "error": None}
 
 
-class _Front:
-    """Hands requests to their handlers by one look into a table; all else goes to Starlette.
-
-    Handlers always answer, so that Starlette's layers, which turn exceptions into answers, would
-    only cost time.
-    """
-
-    def __init__(
-        self,
-        handlers: dict[tuple[str, str], Handler],
-        rest: ASGIApp,
-        refusal_when_full: Callable[[Scope], RequestError | None],
-    ) -> None:
-        self._handlers = handlers
-        self._refusal_when_full = refusal_when_full
-        self.rest = rest
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            refusal = self._refusal_when_full(scope)
-            if refusal is not None:
-                answer = refuse(scope["path"], refusal, scope["headers"])
-                await answer(scope, receive, send)
-                return
-            handler = self._handlers.get((scope["method"], scope["path"]))
-            if handler is not None:
-                response = await handler(Request(scope, receive, send))
-                await response(scope, receive, send)
-                return
-        await self.rest(scope, receive, send)
-
-
 def _answer_of(outcomes: list[Outcome], predictor: Predictor) -> dict[str, Any]:
     if not any(isinstance(outcome, dict) for outcome in outcomes):
         raise _as_request_error(outcomes[0])
@@ -451,40 +420,3 @@ def _count(image: Admitted, answer: Answer[Judgement]) -> None:
         metrics.LABEL[label].inc()
     if not judgement.labels:
         metrics.UNLABELLED.inc()
-
-
-def make_record(
-    prediction_id: str,
-    image: Admitted,
-    answer: Answer[Judgement],
-    predictor: Predictor,
-    client: str,
-) -> Record:
-    """The record of one prediction."""
-    judgement = answer.result
-    return Record(
-        id=prediction_id,
-        time=datetime.now(UTC),
-        model=predictor.bundle.manifest.tag,
-        stage=predictor.stage,
-        client=client,
-        image_sha256=image.sha256,
-        perceptual_hash=image.properties.perceptual_hash,
-        bytes=image.bytes,
-        width=image.header.width,
-        height=image.header.height,
-        format=image.header.format,
-        brightness=image.properties.brightness,
-        contrast=image.properties.contrast,
-        sharpness=image.properties.sharpness,
-        logits=judgement.logits,
-        labels=judgement.labels,
-        confidence=judgement.confidence,
-        outlier_score=judgement.score,
-        p_value=judgement.p_value,
-        flagged=judgement.flagged,
-        components=judgement.components,
-        decode_seconds=image.decode_seconds,
-        queue_seconds=answer.queue_seconds,
-        compute_seconds=answer.compute_seconds,
-    )

@@ -30,7 +30,7 @@ from serve_parts.raw import BATCH, load_predictor
 from serve_parts.servers import SERVER_CORE
 from service.batcher import Answer
 from service.decoding import Admitted
-from service.http import make_record
+from service.recording import make_record
 
 MOST_SHARE = 0.05
 FLUSH_BATCHES = 20
