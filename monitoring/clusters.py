@@ -91,7 +91,9 @@ class Groups:
 
     def _shares(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Of the labels of all neighbours, the three that come most often."""
-        labels = Counter(label for row in rows.ravel() for label in self._labels[row] or ["(none)"])
+        labels = Counter(
+            label for row in rows.ravel().tolist() for label in self._labels[row] or ["(none)"]
+        )
         return [
             {"label": label, "share": count / labels.total()}
             for label, count in labels.most_common(3)
@@ -142,9 +144,8 @@ def _silhouette(distances: FloatArray, numbers: NDArray[np.int64]) -> float:
     others = to_groups / sizes
     others[np.arange(len(numbers)), places] = np.inf
     nearest = others.min(axis=1)
-    values = np.where(
-        own_size > 1, (nearest - own) / np.maximum(np.maximum(own, nearest), 1e-12), 0
-    )
+    larger = np.maximum(np.maximum(own, nearest), 1e-12)
+    values = np.where(own_size > 1, (nearest - own) / larger, 0)
     return float(values.mean())
 
 
