@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from model.engines.cuda_graphs import FixedBatches, NotCapturedError, record_plainly
+from model.engines.cuda_graphs import (
+    FixedBatches,
+    GraphRecorder,
+    NotCapturedError,
+    record_plainly,
+)
 
 SHAPE = (3, 3, 3)
 SIZES = (1, 2, 4)
@@ -135,3 +142,89 @@ def test_a_network_that_does_not_run_at_all_is_no_failed_capture():
 
     with pytest.raises(RuntimeError, match="no kernel image"):
         FixedBatches(broken, SHAPE, SIZES, record=record_plainly)
+
+
+# How a graph is captured, with what stands for CUDA
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """What is done, in order; `error` is raised in a capture, `at_end` when that is ended."""
+    stands_for = SimpleNamespace(done=[], error=None, at_end=None, pools=0)
+
+    def new_pool():
+        stands_for.pools += 1
+        return "pool"
+
+    @contextmanager
+    def graph(its, pool, stream, capture_error_mode):
+        assert (pool, stream.name, capture_error_mode) == ("pool", "ours", "thread_local")
+        stands_for.done.append("capture")
+        try:
+            yield
+            if stands_for.error is not None:
+                raise stands_for.error
+        finally:
+            if stands_for.at_end is not None:
+                raise stands_for.at_end
+
+    def replay():
+        stands_for.done.append("play")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", new_pool)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=replay))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    return stands_for
+
+
+@pytest.fixture
+def recorder(cuda):
+    wait = lambda: cuda.done.append("wait")  # noqa: E731
+    return GraphRecorder(SimpleNamespace(name="ours", synchronize=wait))
+
+
+@pytest.fixture
+def forward(cuda, network):
+    def run(images):
+        cuda.done.append("pass")
+        return network(images)
+
+    return run
+
+
+def test_a_capture_comes_after_passes_that_warm_up_and_is_tried_at_once(cuda, recorder, forward):
+    recording = recorder(forward, torch.ones(2, *SHAPE))
+    assert cuda.done == ["pass"] * 3 + ["capture", "pass", "play", "wait"]
+    recording.play()
+    assert cuda.done[-2:] == ["wait", "play"]
+    assert recording.logits.tolist() == [[9.0] * 3] * 2
+
+
+def test_all_sizes_share_one_pool_of_memory(cuda, recorder, forward):
+    for size in (4, 2, 1):
+        recorder(forward, torch.ones(size, *SHAPE))
+    assert cuda.pools == 1
+
+
+def test_an_error_in_a_capture_means_that_there_is_none(cuda, recorder, forward):
+    cuda.error = torch.AcceleratorError("operation not permitted when stream is capturing\nhints")
+    with pytest.raises(NotCapturedError, match=r"^operation not permitted [a-z ]*$"):
+        recorder(forward, torch.ones(2, *SHAPE))
+
+
+def test_want_of_memory_in_a_capture_is_told_as_such_also_where_its_end_fails_too(
+    cuda, recorder, forward
+):
+    cuda.error = torch.OutOfMemoryError("CUDA out of memory")
+    cuda.at_end = RuntimeError("operation failed due to a previous error during capture")
+    with pytest.raises(torch.OutOfMemoryError):
+        recorder(forward, torch.ones(2, *SHAPE))
+
+
+def test_an_error_before_the_capture_is_the_networks_own(cuda, recorder):
+    def broken(images):
+        raise RuntimeError("no kernel image is available")
+
+    with pytest.raises(RuntimeError, match="no kernel"):
+        recorder(broken, torch.ones(2, *SHAPE))
+    assert cuda.done == []
