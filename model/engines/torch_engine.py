@@ -89,14 +89,14 @@ class TorchEngine:
         except RuntimeError as error:
             raise EngineError(f"{directory / NETWORK} does not fit: {error}") from error
         # Layers are found on the CPU, by a pass through the network.
-        self._network = (WholeEmbedding(network) if all_layers else network).eval()
+        self.network = (WholeEmbedding(network) if all_layers else network).eval()
         if precision == "bf16":
             cast_weights_once(network, torch.bfloat16)
             if self._device.type == "cuda":
                 network.use_memory_format(torch.channels_last)
         self._batches: FixedBatches | None = None
         with _computing(f"the network ({architecture})"):
-            self._network.to(self._device)
+            self.network.to(self._device)
         if serving and self._device.type == "cuda":
             what = "a single image" if batch_images is None else f"a batch of {batch_images} images"
             with _computing(what):
@@ -117,7 +117,7 @@ class TorchEngine:
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits N x C and embedding N x D, float32, of images on the engine's device."""
         with self._arithmetic():
-            logits, embedding = self._network(images)
+            logits, embedding = self.network(images)
         return logits.float(), embedding.float()
 
     def _arithmetic(self) -> AbstractContextManager[Any]:

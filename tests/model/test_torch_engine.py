@@ -86,7 +86,7 @@ def test_want_of_memory_names_the_batch_the_memory_and_the_settings(
 ):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 80 * 2**30))
     engine = make_engine("resnet18", precision="f32")
-    engine._network = failing(torch.OutOfMemoryError("CUDA out of memory"))
+    engine.network = failing(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(
         EngineError,
         match=r"batch of 5 images: 1.0 of 80.0 GiB are free; .*PLUMBLINE_WORKERS.*BATCH_IMAGES",
@@ -96,9 +96,7 @@ def test_want_of_memory_names_the_batch_the_memory_and_the_settings(
 
 def test_what_torch_cannot_compute_is_told_in_one_line(make_engine, images):
     engine = make_engine("resnet18", precision="f32")
-    engine._network = failing(
-        torch.AcceleratorError("no kernel image is available\nhints of torch")
-    )
+    engine.network = failing(torch.AcceleratorError("no kernel image is available\nhints of torch"))
     with pytest.raises(EngineError, match="no kernel image is available; PLUMBLINE_ENGINE"):
         engine.run(images)
 
