@@ -1,14 +1,14 @@
 """ResNet-50 in bf16 on one CUDA device: the engine alone, what its parts bring, and through HTTP.
 
-    .venv/bin/python bench/serve.py gpu [--rounds N] [--seconds S] [--clients 64] [--json]
+    .venv/bin/python bench/serve.py gpu [--rounds N] [--seconds S] [--workers N] [--json]
 
 Three tables, in one run, all at 224 px:
 1. Batches of 1 to 64 by the engine as it would be without each of its parts: float32, bfloat16,
    `channels_last`, CUDA graphs (as shipped), and kernels that cuDNN chose by the clock. Weights are
    drawn by chance: speed does not depend on them.
 2. Decoding alone, JPEGs of 256 x 256, on as many threads as the service takes.
-3. One worker as shipped through HTTP, 16 images a request, beside the engine alone in batches of
-   the size that the worker chose, in turns: images per second, and their ratio.
+3. One worker (`--workers`) as shipped through HTTP, 16 images a request, beside the engine alone in
+   batches of the size that the worker chose, in turns: images per second, and their ratio.
 
 Load generators, processes of their own, have one core in eight; the service has the others. Ends
 with 2 without a device, and where the network did not pass the gate of torch in bf16. No GPU was at
@@ -60,6 +60,7 @@ def main() -> None:
 
     parser = parser_of(__doc__)
     parser.add_argument("--clients", type=int, default=64, help="Of each load generator.")
+    parser.add_argument("--workers", type=int, default=1, help="That share the device.")
     options = parser.parse_args()
     options.home = options.home.absolute()
     if not torch.cuda.is_available():
@@ -149,7 +150,9 @@ def measure_decoding(figures: Figures, options: Namespace) -> int:
     from model.network import default_input_spec
 
     spec = default_input_spec(ARCHITECTURE).model_copy(update={"size": SIZE})
-    plan = plan_workers(ServiceSettings(engine="torch", workers=1), cores=usable_cores())
+    plan = plan_workers(
+        ServiceSettings(engine="torch", workers=options.workers), cores=usable_cores()
+    )
     files = images(PAYLOAD) * 10
 
     def decode(data: bytes) -> None:
@@ -201,7 +204,7 @@ def served(options: Namespace, threads: int) -> Iterator[Server]:
         "PLUMBLINE_MODEL": NAME,
         "PLUMBLINE_ENGINE": "torch",
         "PLUMBLINE_PRECISION": "bf16",
-        "PLUMBLINE_WORKERS": "1",
+        "PLUMBLINE_WORKERS": str(options.workers),
         "PLUMBLINE_SERVE_ON": f"127.0.0.1:{port}",
         "PLUMBLINE_DECODE_THREADS": str(threads),
         # All of this load comes from one client, who may have three quarters of the room.

@@ -19,7 +19,7 @@ from model.bundle import NETWORK
 from model.engine_names import EngineName
 from model.engines import Outputs
 from model.engines.cuda_graphs import LARGEST_BATCH, FixedBatches, GraphRecorder, sizes_up_to
-from model.errors import EngineError
+from model.errors import EngineError, EngineLostError
 from model.images import InputSpec
 from model.network import create_network
 from model.whole_embedding import WholeEmbedding
@@ -105,12 +105,14 @@ class TorchEngine:
             log.info("torch finds no GPU, and runs on the CPU")
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """See `Engine.run`. Raises `EngineError` where a GPU fails."""
-        if self._batches is not None:
-            return self._batches.run(images)
+        """See `Engine.run`. Raises `EngineError`, and `EngineLostError` where the GPU is lost."""
+        with _computing(f"a batch of {len(images)} images"):
+            return self._run(images) if self._batches is None else self._batches.run(images)
+
+    def _run(self, images: NDArray[np.uint8]) -> Outputs:
         # torch warns about arrays that it could not write to, such as memory-mapped ones.
         writable = images if images.flags.writeable else images.copy()
-        with _computing(f"a batch of {len(images)} images"), torch.inference_mode():
+        with torch.inference_mode():
             logits, embedding = self.forward(torch.from_numpy(writable).to(self._device))
             return Outputs(logits.cpu().numpy(), embedding.cpu().numpy())
 
@@ -175,7 +177,21 @@ def _computing(what: str) -> Iterator[None]:
             " (PLUMBLINE_WORKERS), or lower PLUMBLINE_BATCH_IMAGES"
         ) from error
     except RuntimeError as error:  # torch.AcceleratorError, and cuDNN's and cuBLAS's, are such
+        reason = str(error).partition("\n")[0]
+        if _gpu_is_lost():
+            raise EngineLostError(f"the GPU is lost to this process: {reason}") from error
         raise EngineError(
-            f"{what} cannot be computed by torch: {str(error).partition(chr(10))[0]};"
+            f"{what} cannot be computed by torch: {reason};"
             " PLUMBLINE_ENGINE=openvino does without it"
         ) from error
+
+
+def _gpu_is_lost() -> bool:
+    """Some errors, such as an illegal access or a broken link, are all that comes from then on."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

@@ -12,7 +12,7 @@ from model.bundle import NETWORK
 from model.engines import torch_engine
 from model.engines.cuda_graphs import FixedBatches, record_plainly, sizes_up_to
 from model.engines.torch_engine import TorchEngine, cast_weights_once
-from model.errors import EngineError
+from model.errors import EngineError, EngineLostError
 from model.network import create_network, default_input_spec, weights_of
 
 SIZE = 64
@@ -99,6 +99,23 @@ def test_what_torch_cannot_compute_is_told_in_one_line(make_engine, images):
     engine.network = failing(torch.AcceleratorError("no kernel image is available\nhints of torch"))
     with pytest.raises(EngineError, match="no kernel image is available; PLUMBLINE_ENGINE"):
         engine.run(images)
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_gpu_that_answers_nothing_more_is_told_from_one_that_refused_a_batch(
+    make_engine, images, is_lost, monkeypatch
+):
+    def synchronize():
+        if is_lost:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    engine = make_engine("resnet18", precision="f32")
+    engine.network = failing(torch.AcceleratorError("an illegal memory access was encountered"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(EngineError) as told:
+        engine.run(images)
+    assert isinstance(told.value, EngineLostError) == is_lost
 
 
 def test_a_gpu_that_would_emulate_bf16_runs_in_float32_unless_asked(monkeypatch):
