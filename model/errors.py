@@ -9,6 +9,7 @@
     ├── StoreError            a model version or stage does not exist or may not change so
     ├── StartError            a server has nothing to serve
     ├── EngineError           an engine is missing or cannot run this model
+    │   └── EngineLostError   a GPU computes nothing more for this process
     ├── CoverageError         prediction sets cannot be had at this coverage
     ├── MonitorError          the monitor's state or a retraining cannot be used as it is
     └── ServiceError          a running service refused a request, or cannot be reached
@@ -65,6 +66,10 @@ class StartError(PlumblineError):
 
 class EngineError(PlumblineError):
     """An inference engine is missing, or cannot run this model."""
+
+
+class EngineLostError(EngineError):
+    """A GPU computes nothing more for this process: only a new one can go on."""
 
 
 class CoverageError(PlumblineError):

@@ -15,7 +15,9 @@ from service.settings import ServiceSettings
 @click.command()
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.")
-@click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: one a core.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Worker processes. Default: one a core, or one a GPU."
+)
 @click.option("--engine", type=click.Choice(["openvino", "torch"]))
 @click.option(
     "--precision",

@@ -1,24 +1,26 @@
 """The engine where no setting names one: torch on an NVIDIA GPU, OpenVINO on a CPU.
 
-Asked in two steps: a guess that every command can afford, and a closer look when a model is loaded.
-torch itself is never asked: importing it takes seconds, and a service on a CPU lacks it.
+Asked in steps: a guess that every command can afford; a closer look at the driver and the bundle,
+when workers are shared out; and torch itself by a worker that is about to load it anyway.
 """
 
 from __future__ import annotations
 
-import ctypes
+import logging
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.engine_names import EngineName, Precision
+from service.devices import visible_devices
 
 if TYPE_CHECKING:  # settings are read by commands that need no bundle
     from model.bundle import Bundle
 
+log = logging.getLogger("plumbline.engine")
+
 # The driver's control device, on Linux and on Linux within Windows.
 _GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-_DRIVER = "libcuda.so.1"
 
 
 def likely_engine() -> EngineName:
@@ -26,15 +28,36 @@ def likely_engine() -> EngineName:
     return "torch" if _has_gpu() and _has_torch() else "openvino"
 
 
+def passes_for_torch(bundle: Bundle, precision: Precision | None = None) -> bool:
+    """Whether a bundle passed the gate of torch, in that precision if any."""
+    gates = bundle.manifest.gates_of("torch")
+    return any(gate.passed and precision in (None, gate.precision) for gate in gates)
+
+
 def usable_engine(
     guess: EngineName, bundle: Bundle, precision: Precision | None = None
 ) -> EngineName:
-    """The guess held to what this bundle and this machine can do, in that precision if any."""
-    gates = bundle.manifest.gates_of("torch")
-    passed = any(gate.passed and precision in (None, gate.precision) for gate in gates)
-    if guess == "torch" and passed and _has_cuda():
-        return "torch"
-    return "openvino"
+    """The guess held to what this bundle and this machine can do, in that precision if any.
+
+    Imports torch where everything else speaks for it: called by who then loads the model.
+    """
+    from model.engines import torch_sees_gpu
+
+    if guess != "torch" or not visible_devices():
+        return "openvino"
+    if not passes_for_torch(bundle, precision):
+        log.warning(
+            "%s did not pass the gate of torch: OpenVINO runs it, on the CPU", bundle.manifest.tag
+        )
+        return "openvino"
+    if not torch_sees_gpu():
+        log.warning(
+            "the driver shows a GPU, but torch cannot use it (is it built for another CUDA, or the"
+            " driver too old for it?): OpenVINO runs %s, on the CPU",
+            bundle.manifest.tag,
+        )
+        return "openvino"
+    return "torch"
 
 
 def _has_gpu() -> bool:
@@ -46,14 +69,3 @@ def _has_torch() -> bool:
         return not version("torch").endswith("+cpu")
     except PackageNotFoundError:
         return False
-
-
-def _has_cuda() -> bool:
-    """Whether the driver shows this process a GPU; CUDA_VISIBLE_DEVICES may hide them all."""
-    count = ctypes.c_int(0)
-    try:
-        driver = ctypes.CDLL(_DRIVER)
-        answered = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-    except (OSError, AttributeError):  # no driver, or none of CUDA's
-        return False
-    return answered and count.value > 0

@@ -85,7 +85,12 @@ class Rollout:
         if not settings.engine_is_given:
             name = usable_engine(name, bundle, settings.precision)
         engine = load_engine(
-            name, bundle, threads=settings.engine_threads, precision=settings.precision
+            name,
+            bundle,
+            threads=settings.engine_threads,
+            precision=settings.precision,
+            serving=True,
+            batch_images=settings.batch_images,
         )
         predictor = Predictor(bundle, engine, stage=version.stage, alpha=settings.alpha)
         predictor.warm_up(settings.batch_images)

@@ -16,6 +16,7 @@ from model.settings import CONFIG_FILE_VARIABLE, PREFIX, config_file
 from service.keys import read_keys
 from service.settings import ServiceSettings
 from service.supervisor import run_workers, usable_cores
+from service.workers import plan_workers
 
 # One core runs one worker: libraries must not start threads of their own. Large blocks are kept
 # for reuse instead of being given back to the kernel after every batch.
@@ -42,8 +43,14 @@ def serve(settings: ServiceSettings) -> None:
     check_address(settings.host, settings.port, "PLUMBLINE_SERVE_ON")
     check_records(settings.records)
     configure_logging(settings.log_format)
-    workers = settings.workers or usable_cores()
-    log.info("starting %d workers on http://%s; Ctrl-C stops them", workers, settings.serve_on)
+    plan = plan_workers(settings, cores=usable_cores())
+    settings = settings.model_copy(update={"decode_threads": plan.decode_threads})
+    log.info(
+        "starting %d workers%s on http://%s; Ctrl-C stops them",
+        plan.workers,
+        f" on {len(plan.devices)} GPUs" if plan.devices else "",
+        settings.serve_on,
+    )
     # Until the supervisor listens to signals: end by an exception, which removes the folder.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -55,7 +62,8 @@ def serve(settings: ServiceSettings) -> None:
         run_workers(
             settings.host,
             settings.port,
-            workers=workers,
+            workers=plan.workers,
+            devices=plan.devices,
             folder=Path(own),
             stop_seconds=settings.drain_grace_seconds + settings.stop_seconds,
         )

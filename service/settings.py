@@ -25,7 +25,10 @@ class ServiceSettings(MonitoringSettings):
         default="127.0.0.1:3000", description="Address and port that the service listens on."
     )
     workers: int | None = Field(
-        default=None, ge=1, description="Worker processes. Default: one per core."
+        default=None,
+        ge=1,
+        description="Worker processes. Default: one per core, or one per GPU where torch runs on "
+        "GPUs. Each sees one GPU alone; beyond one per GPU they share.",
     )
     engine: EngineName = Field(
         default_factory=likely_engine,
@@ -54,7 +57,8 @@ class ServiceSettings(MonitoringSettings):
         default=None,
         ge=1,
         description="Most images in one batch. Default: measured when a model is loaded, the "
-        "most that come within 3 % of the best pace and take at most a tenth of a second.",
+        "most that come within 3 % of the best pace and take at most a tenth of a second. On a GPU "
+        "its memory has to hold the batch.",
     )
     queue_images: int = Field(
         default=256,
@@ -119,7 +123,12 @@ class ServiceSettings(MonitoringSettings):
         description="Log a line for every request: its method, route, status and time. Costs CPU "
         "time in every request; metrics count them anyway.",
     )
-    decode_threads: int = Field(default=2, ge=1, description="Decoding threads, per worker.")
+    decode_threads: int = Field(
+        default=2,
+        ge=1,
+        description="Decoding threads, per worker. Where `plumbline serve` runs on GPUs and it is "
+        "not set: the worker's share of the cores less one, 2 to 16.",
+    )
     follow_seconds: float = Field(
         default=1.0, gt=0, description="How often a worker looks for a new champion, in seconds."
     )

@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tornado.ioloop import PeriodicCallback
 
 from model.errors import StartError
 from model.listening import family_of
+from service.devices import VISIBLE_DEVICES, share_out
 from service.settings import SUPERVISOR_VARIABLE
 from service.start import FOLDER_VARIABLE, Start
 
@@ -43,11 +44,13 @@ def run_workers(
     port: int,
     *,
     workers: int,
+    devices: Sequence[str] = (),
     folder: Path,
     stop_seconds: float,
 ) -> None:
     """Serve with so many worker processes until a signal says to stop.
 
+    With `devices` each worker sees one GPU alone, and so does the one that replaces it.
     `folder` is this server's own: metrics of the workers, how their start goes and the supervisor's
     control sockets lie there. A worker has `stop_seconds` to finish what is in flight, and is
     killed a little later. Raises `StartError` where the workers find nothing to serve.
@@ -56,7 +59,8 @@ def run_workers(
     metrics.mkdir()
     hangup = signal.getsignal(signal.SIGHUP)
     with _held_back(_ENDING_SIGNALS):
-        arbiter = _arbiter(host, port, workers, folder, metrics, stop_seconds)
+        watchers = _watchers(workers, devices, folder, metrics, stop_seconds)
+        arbiter = _arbiter(host, port, watchers, folder)
         ending = Ending(arbiter, limit_seconds=stop_seconds + 2 * _KILL_SECONDS)
         for number in _ENDING_SIGNALS:
             signal.signal(number, ending.ask)
@@ -151,28 +155,9 @@ def _workers_of(arbiter: Arbiter) -> set[int]:
     return {process for watcher in arbiter.watchers for process in watcher.processes}
 
 
-def _arbiter(
-    host: str, port: int, workers: int, folder: Path, metrics: Path, stop_seconds: float
-) -> Arbiter:
+def _arbiter(host: str, port: int, watchers: list[Watcher], folder: Path) -> Arbiter:
     return Arbiter(
-        [
-            Watcher(
-                "workers",
-                shlex.quote(sys.executable),
-                _worker_arguments(stop_seconds),
-                numprocesses=workers,
-                working_dir=str(_ROOT),
-                env={
-                    "PROMETHEUS_MULTIPROC_DIR": str(metrics),
-                    SUPERVISOR_VARIABLE: str(os.getpid()),
-                    FOLDER_VARIABLE: str(folder),
-                },
-                copy_env=True,
-                use_sockets=True,
-                stop_children=True,
-                graceful_timeout=stop_seconds + _KILL_SECONDS,
-            )
-        ],
+        watchers,
         # Sockets in a folder of our own, not open TCP ports: whoever reaches them is obeyed.
         endpoint=f"ipc://{folder}/control",
         pubsub_endpoint=f"ipc://{folder}/events",
@@ -181,6 +166,32 @@ def _arbiter(
             CircusSocket(_SOCKET, host=host, port=port, family=family_of(host), backlog=_BACKLOG)
         ],
     )
+
+
+def _watchers(
+    workers: int, devices: Sequence[str], folder: Path, metrics: Path, stop_seconds: float
+) -> list[Watcher]:
+    """One for all workers, or for those of each GPU: a watcher gives all of its own one world."""
+    return [
+        Watcher(
+            "workers" if device is None else f"workers-{place}",
+            shlex.quote(sys.executable),
+            _worker_arguments(stop_seconds),
+            numprocesses=count,
+            working_dir=str(_ROOT),
+            env={
+                "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+                SUPERVISOR_VARIABLE: str(os.getpid()),
+                FOLDER_VARIABLE: str(folder),
+                **({} if device is None else {VISIBLE_DEVICES: device}),
+            },
+            copy_env=True,
+            use_sockets=True,
+            stop_children=True,
+            graceful_timeout=stop_seconds + _KILL_SECONDS,
+        )
+        for place, (device, count) in enumerate(share_out(workers, devices))
+    ]
 
 
 @contextmanager

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-class _Refusing(MetaPathFinder):
+class _Refusing(MetaPathFinder, Loader):
+    """Finds pandas for who merely looks for it, as torch does, and refuses to load it."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname == "pandas":
-            raise ModuleNotFoundError("pandas is kept out of the workers of the service")
-        return None
+        return ModuleSpec(fullname, self) if fullname == "pandas" else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise ModuleNotFoundError("pandas is kept out of the workers of the service")
 
 
 def keep_pandas_out() -> None:

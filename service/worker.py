@@ -13,6 +13,7 @@ from typing import cast
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from model.errors import EngineLostError
 from model.images import Pixels
 from model.store import ModelStore
 from monitoring.image_store import ImageStore
@@ -195,4 +196,9 @@ async def _end_with_supervisor() -> None:
 
 
 def _predict(predictor: Hashable, images: Sequence[Pixels]) -> list[Judgement]:
-    return cast(Predictor, predictor).predict(images)
+    try:
+        return cast(Predictor, predictor).predict(images)
+    except EngineLostError as error:
+        # At once: nothing here could be answered any more, and the supervisor starts another.
+        log.critical("%s; this worker ends", error)
+        os._exit(1)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from train_parts.machine import print_machine
 
-from serve_parts.payloads import ROOT
+from serve_parts.payloads import PAYLOADS, ROOT, model_of, train_once
 
 RESULTS = ROOT / "bench" / "results"
 
@@ -30,14 +30,42 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-class Figures:
-    """Prints medians with their range, and remembers what missed."""
+def begin(
+    part: str, parser: argparse.ArgumentParser, *, payload: str = "256"
+) -> tuple[Figures, argparse.Namespace]:
+    """Of a part that asks for one payload at a time: its figures and options, and a version of it.
 
-    def __init__(self, part: str, options: argparse.Namespace) -> None:
+    `payload` is the default.
+    """
+    parser.add_argument("--payload", choices=PAYLOADS, default=payload)
+    options = parser.parse_args()
+    options.home = options.home.absolute()
+    figures = Figures(part, options)
+    train_once(options.home, model_of(options.payload))
+    return figures, options
+
+
+class Figures:
+    """Prints medians with their range, and remembers what missed.
+
+    `device` names what computes beside the processor.
+    """
+
+    def __init__(
+        self,
+        part: str,
+        options: argparse.Namespace,
+        *,
+        libraries: Sequence[str] = ("openvino", "bentoml", "numpy"),
+        device: str = "",
+    ) -> None:
         self._part, self._options = part, options
+        self._libraries, self._device = libraries, device
         self._found: list[dict[str, object]] = []
         self._missed: list[str] = []
-        print_machine("openvino", "bentoml", "numpy")
+        print_machine(*libraries)
+        if device:
+            print(device, flush=True)
 
     def add(
         self,
@@ -70,7 +98,8 @@ class Figures:
                 "part": self._part,
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "versions": {name: version(name) for name in ("openvino", "bentoml", "numpy")},
+                **({"device": self._device} if self._device else {}),
+                "versions": {name: version(name) for name in self._libraries},
                 "options": {
                     name: str(value)
                     for name, value in vars(self._options).items()

@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 
 from serve_parts import load, raw
-from serve_parts.figures import Figures, parser_of
+from serve_parts.figures import begin, parser_of
 from serve_parts.pace import CLIENTS, full_load
-from serve_parts.payloads import PAYLOADS, images, model_of, train_once
+from serve_parts.payloads import images, model_of
 from serve_parts.servers import Server, plumbline
 
 MOST_MORE_MILLISECONDS, MOST_TIMES = 2.0, 3.0
@@ -26,12 +26,8 @@ MOST_MORE_MILLISECONDS, MOST_TIMES = 2.0, 3.0
 
 def main() -> None:
     """Measure and print."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--payload", choices=PAYLOADS, default="256")
-    options = parser.parse_args()
-    figures = Figures("latency", options)
-    home, payload, seconds = options.home.absolute(), options.payload, options.seconds
-    train_once(home, model_of(payload))
+    figures, options = begin("latency", parser_of(__doc__))
+    home, payload, seconds = options.home, options.payload, options.seconds
     alone, one_client, after, ideal = [], [], [], []
     half: dict[str, list[load.Seen]] = {"evenly": [], "at random": []}
     with plumbline(home, model_of(payload)) as server:

@@ -124,8 +124,8 @@ async def ask_for(plan: Plan, requests: list[dict[str, Any]]) -> Seen:
         return Seen(time.perf_counter() - start, plan.images_per_request, latencies)
 
 
-def run(plan: Plan) -> Seen:
-    """In a process of its own, on its own core."""
+def run(plan: Plan, core: int | None = None) -> Seen:
+    """In a process of its own, on its own core: LOAD_CORE where none is named."""
     import subprocess
 
     from serve_parts.servers import LOAD_CORE, pin
@@ -133,7 +133,7 @@ def run(plan: Plan) -> Seen:
     done = subprocess.run(
         [sys.executable, __file__],
         input=json.dumps(asdict(plan)),
-        preexec_fn=pin({LOAD_CORE}),
+        preexec_fn=pin({LOAD_CORE if core is None else core}),
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -10,9 +10,9 @@ where it cannot send so many requests, that is said.
 from __future__ import annotations
 
 from serve_parts import load
-from serve_parts.figures import Figures, parser_of
+from serve_parts.figures import begin, parser_of
 from serve_parts.pace import CLIENTS, full_load
-from serve_parts.payloads import PAYLOADS, images, model_of, train_once
+from serve_parts.payloads import images, model_of
 from serve_parts.servers import plumbline
 
 TIMES = (2, 5, 10)
@@ -22,12 +22,8 @@ DEADLINE_MILLISECONDS = 5_000
 
 def main() -> None:
     """Measure and print."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--payload", choices=PAYLOADS, default="256")
-    options = parser.parse_args()
-    figures = Figures("overload", options)
-    home, payload, seconds = options.home.absolute(), options.payload, options.seconds
-    train_once(home, model_of(payload))
+    figures, options = begin("overload", parser_of(__doc__))
+    home, payload, seconds = options.home, options.payload, options.seconds
     kept: dict[int, list[float]] = {}
     slowest: dict[int, list[float]] = {}
     others: dict[int, list[float]] = {}

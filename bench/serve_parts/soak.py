@@ -15,9 +15,9 @@ import time
 import numpy as np
 
 from serve_parts import load
-from serve_parts.figures import Figures, parser_of
+from serve_parts.figures import begin, parser_of
 from serve_parts.pace import CLIENTS, full_load
-from serve_parts.payloads import PAYLOADS, images, model_of, train_once
+from serve_parts.payloads import images, model_of
 from serve_parts.servers import plumbline
 
 MOST_MEGABYTES_AN_HOUR = 5.0
@@ -27,12 +27,9 @@ WARM_UP_SECONDS = 300.0
 def main() -> None:
     """Measure and print."""
     parser = parser_of(__doc__)
-    parser.add_argument("--payload", choices=PAYLOADS, default="256")
     parser.add_argument("--minutes", type=float, default=30.0)
-    options = parser.parse_args()
-    figures = Figures("soak", options)
-    home, payload = options.home.absolute(), options.payload
-    train_once(home, model_of(payload))
+    figures, options = begin("soak", parser)
+    home, payload = options.home, options.payload
     seconds = 60 * options.minutes
     with plumbline(home, model_of(payload)) as server:
         full = full_load(server, payload, 1, CLIENTS[1], options.seconds).images_per_second

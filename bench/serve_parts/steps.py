@@ -24,8 +24,8 @@ from model.decision import probabilities
 from model.images import check, prepare, properties
 from monitoring.outlier import BANK_LIMIT, OutlierModel
 from monitoring.records import Record, to_table
-from serve_parts.figures import Figures, parser_of
-from serve_parts.payloads import PAYLOADS, images, model_of, train_once
+from serve_parts.figures import begin, parser_of
+from serve_parts.payloads import images, model_of
 from serve_parts.raw import BATCH, load_predictor
 from serve_parts.servers import SERVER_CORE
 from service.batcher import Answer
@@ -39,14 +39,9 @@ WATCHING = ("outlier score", "record", "record file")
 
 def main() -> None:
     """Measure and print."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--payload", choices=PAYLOADS, default="640")
-    options = parser.parse_args()
+    figures, options = begin("steps", parser_of(__doc__), payload="640")
     os.sched_setaffinity(0, {SERVER_CORE})
-    figures = Figures("steps", options)
-    home, name = options.home.absolute(), model_of(options.payload)
-    train_once(home, name)
-    predictor = load_predictor(home, name)
+    predictor = load_predictor(options.home, model_of(options.payload))
     manifest = predictor.bundle.manifest
     outlier = with_full_bank(OutlierModel.from_arrays(predictor.bundle.arrays(OUTLIER)))
     batch = images(options.payload)[:BATCH]

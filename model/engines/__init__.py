@@ -36,31 +36,26 @@ class Engine(Protocol):
 
 
 def load_engine(
-    name: EngineName, bundle: Bundle, *, threads: int = 1, precision: str | None = None
+    name: EngineName,
+    bundle: Bundle,
+    *,
+    threads: int = 1,
+    precision: str | None = None,
+    serving: bool = False,
+    batch_images: int | None = None,
 ) -> Engine:
     """Load the network of a bundle into an engine.
 
-    `precision` None takes what `gated_precision` says. Raises `EngineError` when the engine is not
-    installed, the gate failed, or the engine refuses the network.
+    `precision` None takes what `gated_precision` says. For `serving`, torch on a GPU is made ready
+    for batches of up to `batch_images`, None: of as many as pay; that takes seconds. Raises
+    `EngineError` when the engine is not installed, the gate failed, or the engine refuses the
+    network.
     """
     try:
         if name == "openvino":
-            from model.engines.openvino_engine import OpenVinoEngine, native_precisions
-
-            chosen = gated_precision(name, bundle.manifest, precision, native_precisions())
-            return OpenVinoEngine(bundle.directory, threads=threads, precision=chosen)
+            return _load_openvino(bundle, threads, precision)
         if name == "torch":
-            from model.engines.torch_engine import TorchEngine
-
-            return TorchEngine(
-                bundle.directory,
-                bundle.manifest.architecture,
-                len(bundle.manifest.classes),
-                bundle.manifest.input,
-                threads=threads,
-                precision=gated_precision(name, bundle.manifest, precision),
-                all_layers=bool(bundle.manifest.embedding_parts),
-            )
+            return _load_torch(bundle, threads, precision, serving, batch_images)
     except ImportError as error:
         raise EngineError(
             f"the engine {name!r} is not installed ({error});"
@@ -69,12 +64,53 @@ def load_engine(
     raise EngineError(f"there is no engine {name!r}; valid are 'openvino' and 'torch'")
 
 
+def _load_openvino(bundle: Bundle, threads: int, precision: str | None) -> Engine:
+    from model.engines.openvino_engine import OpenVinoEngine, native_precisions
+
+    chosen = gated_precision("openvino", bundle.manifest, precision, native_precisions())
+    return OpenVinoEngine(bundle.directory, threads=threads, precision=chosen)
+
+
+def _load_torch(
+    bundle: Bundle, threads: int, precision: str | None, serving: bool, batch_images: int | None
+) -> Engine:
+    from model.engines.torch_engine import TorchEngine, native_precisions, sees_gpu
+
+    manifest, native = bundle.manifest, native_precisions()
+    return TorchEngine(
+        bundle.directory,
+        manifest.architecture,
+        len(manifest.classes),
+        manifest.input,
+        threads=threads,
+        precision=gated_precision("torch", manifest, precision, native, gpu=sees_gpu()),
+        all_layers=bool(manifest.embedding_parts),
+        serving=serving,
+        batch_images=batch_images,
+    )
+
+
+def torch_sees_gpu() -> bool:
+    """Whether torch is installed and can use a GPU here. Imports it, which takes seconds."""
+    try:
+        from model.engines.torch_engine import sees_gpu
+    except ImportError:
+        return False
+    return sees_gpu()
+
+
 def gated_precision(
-    name: str, manifest: Manifest, wanted: str | None, native: Collection[str] | None = None
+    name: str,
+    manifest: Manifest,
+    wanted: str | None,
+    native: Collection[str] | None = None,
+    *,
+    gpu: bool = False,
 ) -> str:
     """The precision to run an engine in, of those that passed.
 
-    It is the one wanted, else the one that decisions were fitted to, else the fastest.
+    It is the one wanted, else the one that decisions were fitted to, else the fastest: bf16 on a
+    GPU, where what was measured is mostly the pace of a CPU, else by what was measured.
     `native` are those that the processor at hand computes itself, None all of them; others are
     taken only where they are wanted by name, or nothing else passed. Raises `EngineError`.
     """
@@ -86,6 +122,8 @@ def gated_precision(
     fitted = [gate for gate in here if f"{name}-{gate.precision}" == manifest.decided_by]
     if fitted:
         return fitted[0].precision
+    if gpu and any(gate.precision == "bf16" for gate in here):
+        return "bf16"
     return max(here or passed, key=lambda gate: gate.images_per_second or 0).precision
 
 

@@ -315,15 +315,7 @@ def _is_alive(worker: psutil.Process) -> bool:
     return False
 
 
-@pytest.fixture
-def _hangup_is_heard():
-    """As at a terminal, also where these tests were started by nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("_hangup_is_heard")
+@pytest.mark.usefixtures("hangup_is_heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_the_workers_start_stops_everything(number, home, serving):
     with serving(home, wait=False) as server:
@@ -343,7 +335,7 @@ def test_a_signal_at_any_moment_of_the_start_stops_everything(seconds, home, ser
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_hangup_is_heard")
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_a_signal_while_a_dead_worker_is_replaced_stops_everything(home, serving):
     with serving(home) as server:
         (worker,) = children_of(server)

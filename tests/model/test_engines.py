@@ -54,8 +54,9 @@ def with_gates(bundle: Bundle, gates: dict[str, EngineGate], **changes) -> Bundl
 
 @pytest.fixture(scope="module", params=ENGINES, ids=["-".join(its) for its in ENGINES])
 def engine(request, bundle) -> Engine:
+    """As the service loads it, with graphs on a GPU; most batches below are larger than 16."""
     name, precision = request.param
-    return load_engine(name, bundle, precision=precision)
+    return load_engine(name, bundle, precision=precision, serving=True, batch_images=16)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +156,19 @@ def test_the_fastest_that_passed_is_served_unless_the_processor_would_emulate_it
     assert gated_precision("openvino", fitted, None, {"int8"}) == "int8"
     refused = {**gates, "openvino-bf16": gate("bf16", 30.0, reason="no")}
     assert gated_precision("openvino", with_gates(bundle, refused).manifest, None) == "int8"
+
+
+def test_a_gpu_runs_in_bf16_whatever_was_the_faster_on_the_cpu_that_measured(bundle):
+    gates = {"torch-f32": gate("f32", 30.0), "torch-bf16": gate("bf16", 10.0)}
+    manifest = with_gates(bundle, gates).manifest
+    assert gated_precision("torch", manifest, None) == "f32"
+    assert gated_precision("torch", manifest, None, gpu=True) == "bf16"
+    assert gated_precision("torch", manifest, "f32", gpu=True) == "f32"
+    assert gated_precision("torch", manifest, None, {"f32"}, gpu=True) == "f32"
+    fitted = manifest.model_copy(update={"decided_by": "torch-f32"})
+    assert gated_precision("torch", fitted, None, gpu=True) == "f32"
+    refused = {**gates, "torch-bf16": gate("bf16", 10.0, reason="no")}
+    assert gated_precision("torch", with_gates(bundle, refused).manifest, None, gpu=True) == "f32"
 
 
 def test_a_bundle_of_schema_1_has_one_precision_an_engine(bundle):

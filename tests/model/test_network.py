@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +24,11 @@ from model.network import (
     weights_of,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = default_input_spec("small-resnet")
 TINY_TIMM = "resnet10t"
 TINY_SPEC = InputSpec(size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny batches gain nothing from more threads, and lose where tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def images(count: int, size: int) -> torch.Tensor:

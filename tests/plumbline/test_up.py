@@ -139,15 +139,7 @@ def test_the_example_is_a_sneaker_for_fashion_mnist_alone(tmp_path):
     assert up._example_image(tmp_path, "crops") is None
 
 
-@pytest.fixture
-def _hangup_is_heard():
-    """As at a terminal, also where these tests were started by nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("_hangup_is_heard")
+@pytest.mark.usefixtures("hangup_is_heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_the_service_starts_stops_it_too(number, monkeypatch):
     children = []
@@ -166,7 +158,7 @@ def test_a_signal_while_the_service_starts_stops_it_too(number, monkeypatch):
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.usefixtures("_hangup_is_heard")
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_a_signal_while_the_service_runs_stops_it(monkeypatch):
     monkeypatch.setattr(up.subprocess, "Popen", lambda command, **options: START(["sleep", "60"]))
     with pytest.raises(KeyboardInterrupt), up._running("serve", {}) as service:
@@ -174,7 +166,7 @@ def test_a_signal_while_the_service_runs_stops_it(monkeypatch):
     assert service.poll() == -signal.SIGTERM
 
 
-@pytest.mark.usefixtures("_hangup_is_heard")
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_ctrl_c_while_training_lets_the_training_clear_away(tmp_path, monkeypatch, capfd):
     clearing = (
         "import os, signal, sys, time\n"

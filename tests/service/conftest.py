@@ -6,7 +6,6 @@ import asyncio
 import io
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from service.clients import Clients
 from service.http import Door
 from service.predictor import Judgement
 from service.settings import ServiceSettings
+from tests.service.waiting import until
 
 
 class Machine:
@@ -139,14 +139,6 @@ class OpenDoor:
         connection = self.send(image, **headers)
         until(lambda: self.machine.entered > before)
         return connection
-
-
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Wait for what has to come about."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.005)
 
 
 OpenTheDoor = Callable[..., Any]

@@ -10,8 +10,9 @@ from importlib.metadata import version
 import pytest
 
 from model import bundle as bundles
+from model import engines
 from model.bundle import EngineGate
-from service import default_engine
+from service import default_engine, devices
 from service.default_engine import likely_engine, usable_engine
 from service.settings import ServiceSettings
 
@@ -31,12 +32,14 @@ def no_gpu(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    monkeypatch.setattr(default_engine, "_has_cuda", lambda: True)
+    """A GPU that the driver shows, and torch can use."""
+    monkeypatch.setattr(default_engine, "visible_devices", lambda: ["0"])
+    monkeypatch.setattr(engines, "torch_sees_gpu", lambda: True)
 
 
 @pytest.fixture
 def no_cuda(monkeypatch):
-    monkeypatch.setattr(default_engine, "_DRIVER", "libnone.so.1")
+    monkeypatch.setattr(devices, "_DRIVER", "libnone.so.1")
 
 
 @pytest.fixture
@@ -77,8 +80,15 @@ def test_torch_is_used_where_cuda_is(bundle):
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_a_gpu_that_torch_cannot_use_leaves_openvino(bundle):
+def test_a_gpu_that_the_driver_hides_leaves_openvino(bundle):
     assert usable_engine("torch", bundle) == "openvino"
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_gpu_that_torch_cannot_use_leaves_openvino_and_that_is_said(bundle, monkeypatch, caplog):
+    monkeypatch.setattr(engines, "torch_sees_gpu", lambda: False)
+    assert usable_engine("torch", bundle) == "openvino"
+    assert "torch cannot use it" in caplog.text
 
 
 @pytest.mark.usefixtures("cuda")

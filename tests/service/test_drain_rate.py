@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.drain_rate import WINDOW_SECONDS, DrainRate
-
-
-class Clock:
-    """Seconds that only the test lets pass."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.service.clock import Clock
 
 
 @pytest.fixture

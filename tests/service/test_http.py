@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -16,17 +15,11 @@ from prometheus_client import REGISTRY
 
 from model.logs import JsonLines
 from service.keys import add_key
+from tests.service.waiting import until
 
 FRESH = re.compile("[0-9a-f]{32}")
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
-
-
-def until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.005)
 
 
 def ask(door, body, **headers):

@@ -10,15 +10,7 @@ from hypothesis import strategies as st
 
 from service.errors import RequestError
 from service.occupancy import Occupancy
-
-
-class Clock:
-    """Seconds that only the test lets pass."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.service.clock import Clock
 
 
 def an_occupancy(clock: Clock | None = None) -> Occupancy:

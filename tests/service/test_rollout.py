@@ -64,15 +64,15 @@ def test_a_version_is_loaded_in_the_precision_of_the_settings(
         def warm_up(self, images):
             asked.append(images)
 
-    def load_engine(name, bundle, *, threads, precision):
-        asked.extend([name, precision])
+    def load_engine(name, bundle, *, threads, precision, serving, batch_images):
+        asked.extend([name, precision, serving, batch_images])
 
     monkeypatch.setattr(rollout, "load_engine", load_engine)
     monkeypatch.setattr(rollout, "Predictor", Predictor)
     store.promote(register())
     settings = {"engine": "openvino", "precision": precision, "batch_images": 4}
     asyncio.run(Rollout(ServiceSettings(home=store.home, **settings), store).look())
-    assert asked == ["openvino", precision, 4]
+    assert asked == ["openvino", precision, True, 4, 4]
 
 
 # Classes that feedback may name

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -118,3 +119,56 @@ def test_a_server_that_has_served_is_not_ended_though_its_files_are_swept(tmp_pa
     start.refuse("the database is locked")
     beginning.look()
     assert (beginning.refusal, ending.times) == (None, 0)
+
+
+# GPUs
+
+NOTING_WORKER = (
+    "import os, pathlib, sys, time\n"
+    "note = pathlib.Path(sys.argv[1], str(os.getpid()))\n"
+    "note.with_suffix('.part').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    "note.with_suffix('.part').rename(note.with_suffix('.gpu'))\n"
+    "time.sleep(600)\n"
+)
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from service import supervisor
+
+worker, notes, folder = sys.argv[1:]
+supervisor._worker_arguments = lambda stop_seconds: [worker, notes]
+supervisor.run_workers(
+    "127.0.0.1", 0, workers=3, devices=["0", "GPU-5e1a"], folder=Path(folder),
+    stop_seconds=1,
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_sees_its_gpu_alone_and_so_does_the_one_that_replaces_it(tmp_path):
+    worker = tmp_path / "worker.py"
+    worker.write_text(NOTING_WORKER)
+    notes, folder = tmp_path / "notes", tmp_path / "folder"
+    notes.mkdir()
+    folder.mkdir()
+
+    def seen(count: int) -> dict[int, str]:
+        """By process, once there are so many."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if len(found := list(notes.glob("*.gpu"))) == count:
+                return {int(note.stem): note.read_text() for note in found}
+            time.sleep(0.05)
+        raise AssertionError(f"{count} workers were not seen: {found}")
+
+    command = [sys.executable, "-c", SUPERVISOR, *map(str, (worker, notes, folder))]
+    with subprocess.Popen(command) as server:
+        try:
+            first = seen(3)
+            assert sorted(first.values()) == ["0", "0", "GPU-5e1a"]
+            lost = next(process for process, gpu in first.items() if gpu == "GPU-5e1a")
+            os.kill(lost, signal.SIGKILL)
+            assert sorted(seen(4).values()) == ["0", "0", "GPU-5e1a", "GPU-5e1a"]
+        finally:
+            server.terminate()
+            server.wait(30)

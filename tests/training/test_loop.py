@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -37,17 +36,10 @@ from training.settings import HeadName, TrainingSettings
 QUICK = TrainingSettings(
     epochs=2, batch_size=16, precision="fp32", device="cpu", flip=False, shift_share=0.0
 )
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPEC = default_input_spec("small-resnet")
 SIXTY = Arrays(np.eye(4, dtype=np.float32)[np.arange(60) % 4], np.arange(60) % 2)  # features
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny batches gain nothing from more threads, and lose where tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def stripes(count: int, seed: int = 0) -> Arrays:
