@@ -225,11 +225,7 @@ class ModelStore:
 
 
 def _version(row: Row[Any]) -> Version:
-    """A row as a version; SQLite keeps times in UTC but forgets that they are."""
-    columns = dict(row._mapping)
-    for name in ("registered_at", "stage_since"):
-        columns[name] = columns[name].replace(tzinfo=UTC)
-    return Version(**columns)
+    return Version(**row._mapping)
 
 
 def check_name(name: str) -> None:
