@@ -178,7 +178,7 @@ def open_state(url: str) -> Engine:
         ) from error
     except (ArgumentError, SQLAlchemyError, OSError, ImportError) as error:
         raise StoreError(
-            f"the state database {engine_name(url)} cannot be opened: {error};"
+            f"the state database {engine_name(url)} cannot be opened: {cause_of(error)};"
             " check PLUMBLINE_STATE_URL"
         ) from error
     return engine
@@ -212,6 +212,11 @@ def _engine(url: URL) -> Engine:
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
     return engine
+
+
+def cause_of(error: Exception) -> str:
+    """What the database itself said, in a line."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def engine_name(url: str) -> str:

@@ -301,7 +301,10 @@ def ask_for_reset(settings: MonitoringSettings, why: str, *, keeping: bool = Fal
     monitor obeys within seconds, one that is down when it starts.
     """
     store = ModelStore(settings)
-    tag = store.champion(settings.model).tag
-    with write_transaction(store.state) as connection:
-        record(connection, RESET_KEEPING if keeping else RESET, tag, why)
+    try:
+        tag = store.champion(settings.model).tag
+        with write_transaction(store.state) as connection:
+            record(connection, RESET_KEEPING if keeping else RESET, tag, why)
+    finally:
+        store.state.dispose()
     return tag
