@@ -215,8 +215,8 @@ class ModelStore:
                 return [_version(row) for row in connection.execute(query)]
         except SQLAlchemyError as error:
             raise StoreError(
-                f"the state database {self.state.url.render_as_string()} cannot be read: {cause_of(error)};"
-                " check that it can be reached, and PLUMBLINE_STATE_URL"
+                f"the state database {self.state.url.render_as_string()} cannot be read:"
+                f" {cause_of(error)}; check that it can be reached, and PLUMBLINE_STATE_URL"
             ) from error
 
     def _writing(self) -> AbstractContextManager[Connection]:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server out of a wheel, as a process of the tests: also on a bare machine, as root."""
+"""A real PostgreSQL server out of a wheel, as a process of the tests; also as root."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_a_version_that_was_never_sealed_is_not_registered(store):
 
 
 def test_a_database_that_refuses_leaves_no_files(store, make_manifest, fill_bundle):
-    with pytest.raises(Exception, match="no such table|does not exist"):
+    with pytest.raises(Exception, match=r"no such table|does not exist"):
         with store.registering("shapes") as (version, directory, seal):
             fill_bundle(directory)
             seal(make_manifest(version=version))
