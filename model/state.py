@@ -1,7 +1,8 @@
 """The state database: stages, feedback, alarms, retrainings, audit. SQLAlchemy; SQLite by default.
 
 The schema is versioned: `open_state` brings an older database up to date and refuses a newer
-one.
+one. On SQLite and on PostgreSQL writers take turns, so that rows are numbered in the order in
+which they appear: who has read up to a number has missed nothing before it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from sqlite3 import Cursor, OperationalError
 from typing import cast
 
 from sqlalchemy import (
+    URL,
     CheckConstraint,
     Column,
     Connection,
     DateTime,
+    Dialect,
     Engine,
     Index,
     Integer,
@@ -31,11 +34,13 @@ from sqlalchemy import (
     create_engine,
     event,
     inspect,
+    make_url,
     select,
     text,
 )
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.types import TypeDecorator
 
 from model.errors import StoreError
 
@@ -46,9 +51,39 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 
 _LONGEST_WAIT_SECONDS = 10  # for other processes that hold the database
 _PAUSE_SECONDS = 0.02
+_WRITERS_LOCK = 0x506C756D  # "Plum", among PostgreSQL's advisory locks of this database
+# A server that is gone without a word is noticed within so many seconds.
+_POSTGRESQL_PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # milliseconds
+}
 _upgrading = threading.Lock()
 
 metadata = MetaData()
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A time in UTC, with its time zone, whatever the database.
+
+    SQLite forgets the zone, and PostgreSQL gives that of the session.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """As it is stored."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """As it is read."""
+        if value is None or value.tzinfo is not None:
+            return None if value is None else value.astimezone(UTC)
+        return value.replace(tzinfo=UTC)
+
 
 versions = Table(
     "versions",
@@ -57,8 +92,8 @@ versions = Table(
     Column("version", String(63), nullable=False),
     Column("stage", String(16), nullable=False),
     Column("manifest_sha256", String(64), nullable=False),
-    Column("registered_at", DateTime(timezone=True), nullable=False),
-    Column("stage_since", DateTime(timezone=True), nullable=False),
+    Column("registered_at", UtcTime, nullable=False),
+    Column("stage_since", UtcTime, nullable=False),
     PrimaryKeyConstraint("name", "version"),
     CheckConstraint(f"stage in {STAGES!r}", name="stage_is_known"),
 )
@@ -78,7 +113,7 @@ feedback = Table(
     Column("client", String(128), nullable=False),
     Column("labels", Text, nullable=False),  # a JSON list of class names
     Column("model", String(127), nullable=False),
-    Column("received_at", DateTime(timezone=True), nullable=False),
+    Column("received_at", UtcTime, nullable=False),
     UniqueConstraint("prediction_id", "client", name="one_per_client"),
     Index("feedback_received_at", "received_at"),
 )
@@ -87,7 +122,7 @@ audit = Table(
     "audit",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("time", DateTime(timezone=True), nullable=False),
+    Column("time", UtcTime, nullable=False),
     Column("action", String(32), nullable=False),
     Column("subject", String(127), nullable=False),
     Column("detail", Text, nullable=False),
@@ -110,8 +145,8 @@ retrainings = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("model", String(63), nullable=False),  # the name
     Column("why", Text, nullable=False),
-    Column("started_at", DateTime(timezone=True), nullable=False),
-    Column("ended_at", DateTime(timezone=True)),
+    Column("started_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
     Column("host", String(255), nullable=False),
     Column("process", Integer, nullable=False),
     Column(
@@ -125,20 +160,63 @@ retrainings = Table(
 def open_state(url: str) -> Engine:
     """Open the state database, creating or upgrading its schema where needed.
 
-    Raises `StoreError` when it cannot be reached or was written by a newer Plumbline.
+    Raises `StoreError` when it cannot be reached, its driver is not installed, or it was written
+    by a newer Plumbline.
     """
     try:
-        engine = create_engine(url)
-        if engine.dialect.name == "sqlite":
-            _prepare_sqlite(engine)
-        if _revision(engine) != HEAD_REVISION:
-            _upgrade(engine)
+        engine = _engine(_with_driver(make_url(url)))
+        try:
+            if _revision(engine) != HEAD_REVISION:
+                _upgrade(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+    except ModuleNotFoundError as error:
+        raise StoreError(
+            f"the state database {engine_name(url)} cannot be opened: its driver"
+            f" {error.name} is not installed; {_how_to_install(url)}"
+        ) from error
     except (ArgumentError, SQLAlchemyError, OSError, ImportError) as error:
         raise StoreError(
-            f"the state database {engine_name(url)} cannot be opened: {error};"
+            f"the state database {engine_name(url)} cannot be opened: {cause_of(error)};"
             " check PLUMBLINE_STATE_URL"
         ) from error
     return engine
+
+
+def _with_driver(url: URL) -> URL:
+    """PostgreSQL's URL as every tool writes it means the driver that our extra brings."""
+    if url.drivername in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+psycopg")
+    return url
+
+
+def _how_to_install(url: str) -> str:
+    if url.startswith("postgres"):
+        return (
+            "install it: pip install 'plumbline[postgres]', and let PLUMBLINE_STATE_URL begin with"
+            " postgresql://"
+        )
+    return "valid in PLUMBLINE_STATE_URL are sqlite:///FILE and postgresql://USER@HOST/DATABASE"
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        patience = {k: its for k, its in _POSTGRESQL_PATIENCE.items() if k not in url.query}
+        # A connection is asked whether it still stands before it is used: the server may have
+        # been away in the meantime.
+        engine = create_engine(url, connect_args=patience, pool_pre_ping=True)
+        _prepare_postgresql(engine)
+        return engine
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    return engine
+
+
+def cause_of(error: Exception) -> str:
+    """What the database itself said, in a line."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def engine_name(url: str) -> str:
@@ -155,7 +233,7 @@ def record(connection: Connection, action: str, subject: str, detail: str = "") 
 
 
 def write_transaction(state: Engine) -> AbstractContextManager[Connection]:
-    """Begin a transaction that writes; on SQLite it takes the write lock at once and waits."""
+    """Begin a transaction that writes; it waits for its turn at once, not at its first write."""
     return state.execution_options(writes=True).begin()
 
 
@@ -176,6 +254,15 @@ def _prepare_sqlite(engine: Engine) -> None:
         # A transaction that reads first and writes later would fail instead of waiting.
         if connection.get_execution_options().get("writes"):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def _wait_for_the_turn(connection: Connection) -> None:
+        # What reads first and writes later would otherwise build on what another is changing.
+        if connection.get_execution_options().get("writes"):
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LONGEST_WAIT_SECONDS}s'")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
 
 
 def _write_ahead(cursor: Cursor) -> None:

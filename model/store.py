@@ -20,7 +20,7 @@ from model import bundle as bundles
 from model.bundle import Bundle, Manifest
 from model.errors import BundleError, StoreError
 from model.settings import ModelSettings
-from model.state import audit, open_state, record, versions, write_transaction
+from model.state import audit, cause_of, open_state, record, versions, write_transaction
 
 _log = logging.getLogger(__name__)
 
@@ -214,10 +214,9 @@ class ModelStore:
             with self.state.connect() as connection:
                 return [_version(row) for row in connection.execute(query)]
         except SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or error
             raise StoreError(
-                f"the state database {self.state.url.render_as_string()} cannot be read: {cause};"
-                " check that it can be reached, and PLUMBLINE_STATE_URL"
+                f"the state database {self.state.url.render_as_string()} cannot be read:"
+                f" {cause_of(error)}; check that it can be reached, and PLUMBLINE_STATE_URL"
             ) from error
 
     def _writing(self) -> AbstractContextManager[Connection]:
@@ -225,11 +224,7 @@ class ModelStore:
 
 
 def _version(row: Row[Any]) -> Version:
-    """A row as a version; SQLite keeps times in UTC but forgets that they are."""
-    columns = dict(row._mapping)
-    for name in ("registered_at", "stage_since"):
-        columns[name] = columns[name].replace(tzinfo=UTC)
-    return Version(**columns)
+    return Version(**row._mapping)
 
 
 def check_name(name: str) -> None:

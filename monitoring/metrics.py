@@ -71,7 +71,7 @@ class MonitorCollector(Collector):
         )
         records = CounterMetricFamily(
             "plumbline_monitor_records_total",
-            "Records read: watched, other version, unknown version, refused.",
+            "Records read: watched, other version, unknown version, refused, duplicate.",
             labels=("kind",),
         )
         for kind, count in self._records.items():

@@ -15,7 +15,9 @@ from model.errors import MonitorError, StoreError
 from model.state import alarms, audit, record, write_transaction
 from model.store import ModelStore
 from monitoring import state_file
-from monitoring.record_reader import LIMIT_UNFOLDED_BYTES, RecordReader
+from monitoring.record_decoding import LIMIT_UNFOLDED_BYTES
+from monitoring.record_merge import MergedRecords
+from monitoring.record_reader import RecordReader
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import COLUMNS, fitting_rows
 from monitoring.watch import Alarm, Watch
@@ -37,11 +39,11 @@ class Monitor:
         self._settings = settings
         self._store = store
         self._path = settings.home.absolute() / "monitor" / "state.json"
-        self._reader = RecordReader(settings.records, ("model", *COLUMNS))
+        self._reader = _reader(settings)
         self._states: dict[str, dict[str, Any]] = {}  # by tag, the latest last
         self._alarms_written: set[tuple[str, str]] = set()  # tag and time
         self._why_no_watch = ""
-        self.records_total: Counter[str] = Counter()  # watched, other version, unknown, refused
+        self.records_total: Counter[str] = Counter()  # by kind, see the metric
         self.watch: Watch | None = None
         content = state_file.load(self._path)
         if content is not None:
@@ -70,31 +72,41 @@ class Monitor:
         self._follow_champion()
         if self.watch is None:
             return []  # records are left for the champion that they may turn out to be of
-        known = self._reader.refused_files, self._reader.refused_records
+        known = self._refused()
         new = self._reader.read_new(limit_bytes=LIMIT_UNFOLDED_BYTES)
-        refused = self._reader.refused_records - known[1]
-        if refused:
-            self.records_total["refused"] += refused
+        found = self._refused()
+        self._count_refused(*(after - before for before, after in zip(known, found, strict=True)))
         raised, resets = self._take_around_resets(new)
-        found = self._reader.refused_files, self._reader.refused_records
         if len(new) or resets or found != known:
             self.save()
         self._write_alarms()
         return raised
 
+    def _refused(self) -> tuple[int, int, int]:
+        its = self._reader
+        return its.refused_files, its.refused_records, its.duplicates
+
+    def _count_refused(self, files: int, records: int, duplicates: int) -> None:
+        if records:
+            self.records_total["refused"] += records
+        if duplicates:
+            self.records_total["duplicate"] += duplicates
+            log.warning("%d records are left out: those with their ids came before", duplicates)
+
     def _take_around_resets(self, new: pa.Table) -> tuple[list[Alarm], int]:
         """Take records, with each reset between those from before it and those from after it.
 
-        Gives the alarms and how many resets were obeyed. One whose records have not all been read
-        yet is left for a later poll.
+        Gives the alarms and how many resets were obeyed. One from before which records may still
+        be given is left for a later poll.
         """
         assert self.watch is not None
         raised: list[Alarm] = []
         resets = 0
-        for number, time, keeping in self._new_resets(self.watch):
+        for number, time, is_ahead, keeping in self._new_resets(self.watch):
             is_before = pyarrow.compute.less_equal(new["time"], pa.scalar(time, new["time"].type))
             earlier, later = new.filter(is_before), new.filter(pyarrow.compute.invert(is_before))
-            if self._reader.has_more and not len(later):
+            is_open = self._reader.has_more or self._reader.given_until < time
+            if is_open and not len(later) and not is_ahead:
                 break
             raised += self._take(earlier)
             self.watch.reset(number, time.timestamp(), keeping=keeping)
@@ -104,7 +116,7 @@ class Monitor:
         return raised + self._take(new), resets
 
     def _go_back_to_saved(self) -> None:
-        self._reader = RecordReader(self._settings.records, ("model", *COLUMNS))
+        self._reader = _reader(self._settings)
         self._states, self.watch = {}, None
         self.records_total = Counter()
         content = state_file.load(self._path)
@@ -190,10 +202,11 @@ class Monitor:
         self.watch = watch
         log.info("watching %s%s", version.tag, "" if state is None else ", from where it was")
 
-    def _new_resets(self, watch: Watch) -> list[tuple[int, datetime, bool]]:
+    def _new_resets(self, watch: Watch) -> list[tuple[int, datetime, bool, bool]]:
         """The resets that were asked for and not obeyed yet, oldest first.
 
-        Number and time of each, and whether the drifted images are kept.
+        Number and time of each, whether it was asked by a clock that is ahead, and whether the
+        drifted images are kept.
         """
         asked = (
             select(audit.c.id, audit.c.time, audit.c.action)
@@ -207,10 +220,9 @@ class Monitor:
         with self._store.state.connect() as connection:
             rows = connection.execute(asked).all()
         now = datetime.now(UTC)
-        # SQLite keeps times in UTC but forgets that they are. A clock that is ahead must not
-        # declare records of the future to be from before the reset.
+        # A clock that is ahead must not declare records of the future to be from before the reset.
         return [
-            (number, min(time.replace(tzinfo=time.tzinfo or UTC), now), action == RESET_KEEPING)
+            (number, min(time, now), time > now, action == RESET_KEEPING)
             for number, time, action in rows
         ]
 
@@ -274,6 +286,12 @@ class Monitor:
         log.warning("ALARM: %s", alarm.sentence)
 
 
+def _reader(settings: MonitoringSettings) -> MergedRecords:
+    return MergedRecords(
+        RecordReader(settings.records, ("model", *COLUMNS)), settings.merge_seconds
+    )
+
+
 def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
@@ -301,7 +319,10 @@ def ask_for_reset(settings: MonitoringSettings, why: str, *, keeping: bool = Fal
     monitor obeys within seconds, one that is down when it starts.
     """
     store = ModelStore(settings)
-    tag = store.champion(settings.model).tag
-    with write_transaction(store.state) as connection:
-        record(connection, RESET_KEEPING if keeping else RESET, tag, why)
+    try:
+        tag = store.champion(settings.model).tag
+        with write_transaction(store.state) as connection:
+            record(connection, RESET_KEEPING if keeping else RESET, tag, why)
+    finally:
+        store.state.dispose()
     return tag

@@ -7,6 +7,8 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+from monitoring.record_store import remove
+
 _FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})")
 
 
@@ -22,9 +24,8 @@ def remove_old_records(files: Any, root: str, *, keep_seconds: float, now: datet
         day = _day_of(folder)
         if day is None or _end_of(day) > now - timedelta(seconds=keep_seconds):
             continue
-        for path in _entries(files, folder):
-            if path.endswith((".parquet", ".partial")):
-                removed += _remove(files, path)
+        paths = [its for its in _entries(files, folder) if its.endswith((".parquet", ".partial"))]
+        removed += remove(files, paths)
         if not _entries(files, folder):
             _remove_folder(files, folder)
     return removed
@@ -49,14 +50,6 @@ def _end_of(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
 
 
-def _remove(files: Any, path: str) -> int:
-    try:
-        files.rm_file(path)
-    except FileNotFoundError:
-        return 0
-    return 1
-
-
 def _remove_folder(files: Any, folder: str) -> None:
-    with suppress(FileNotFoundError):  # another process was first
+    with suppress(FileNotFoundError):  # another process was first, or it went with its files
         files.rmdir(folder)

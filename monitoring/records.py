@@ -9,13 +9,11 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from monitoring.outlier import RECORD_COMPONENTS
 from monitoring.record_retention import remove_old_records
+from monitoring.record_store import RecordStore
 
 log = logging.getLogger("plumbline.records")
 
@@ -115,7 +114,9 @@ def to_table(records: Sequence[Record]) -> pa.Table:
     return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
 
 
+SMALL_FILE_ROWS = 64
 _TIDY_SECONDS = 600.0
+_CLOSE_SECONDS = 15.0  # a store that hangs is not waited for any longer at the end
 
 
 class RecordSink:
@@ -124,7 +125,8 @@ class RecordSink:
     `offer` never waits and never raises: when the queue is full, or the files cannot be written,
     the records are dropped and counted in `dropped`. Files appear whole, under a name that ends
     in `.parquet`, in one folder per day (UTC). A process that is killed loses what waited in
-    memory, at most `flush_seconds` of records.
+    memory, at most `flush_seconds` of records. The names of its files only ever go up, also where
+    the clock is set back: readers do not look for files of long ago.
     """
 
     def __init__(
@@ -137,15 +139,17 @@ class RecordSink:
         keep_seconds: float | None = None,
     ) -> None:
         """`keep_seconds` None keeps files for ever; see `remove_old_records`."""
-        self._files, self._root = fsspec.core.url_to_fs(url)
+        self._store = RecordStore(url)
         self._queue: queue.Queue[Record] = queue.Queue(queue_rows)
         self._flush_seconds = flush_seconds
         self._file_rows = file_rows
         self._keep_seconds = keep_seconds
         self._tidied_at = -math.inf
+        self._named_at = datetime.min.replace(tzinfo=UTC)
         self._stopping = threading.Event()
         self._dropped_at_the_door = 0
         self._dropped_unwritten = 0
+        self._writing_rows = 0
         self.written = 0
         self._thread = threading.Thread(target=self._run, name="record-sink", daemon=True)
         self._thread.start()
@@ -168,9 +172,13 @@ class RecordSink:
             self._dropped_at_the_door += 1
 
     def close(self) -> None:
-        """Write what is waiting and stop; returns when all is on disk or was dropped."""
+        """Write what is waiting and stop; what a store does not take in time is dropped."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(_CLOSE_SECONDS)
+        if self._thread.is_alive():
+            lost = self._queue.qsize() + self._writing_rows
+            self._dropped_at_the_door += lost
+            log.error("%d records were dropped: %s does not answer", lost, self._store.url)
 
     def _run(self) -> None:
         # Wakes for a batch of records, never for one: a wake-up costs more than a record.
@@ -178,7 +186,9 @@ class RecordSink:
         while not stopping:
             stopping = self._stopping.wait(self._flush_seconds)
             while records := self._collect():
+                self._writing_rows = len(records)
                 self._write(records)
+                self._writing_rows = 0
             if not stopping:
                 self._tidy()
 
@@ -192,21 +202,16 @@ class RecordSink:
         return records
 
     def _write(self, records: list[Record]) -> None:
-        now = datetime.now(UTC)
-        folder = f"{self._root}/date={now:%Y-%m-%d}"
-        name = f"{now:%H%M%S%f}-{uuid.uuid4().hex[:12]}"
-        partial, final = f"{folder}/.{name}.partial", f"{folder}/{name}.parquet"
+        now = self._named_at = max(datetime.now(UTC), self._named_at)
+        day, name = f"date={now:%Y-%m-%d}", f"{now:%H%M%S%f}-{uuid.uuid4().hex[:12]}.parquet"
         try:
-            self._files.makedirs(folder, exist_ok=True)
-            with self._files.open(partial, "wb") as file:
-                pyarrow.parquet.write_table(to_table(records), file, compression="zstd")
-            self._files.mv(partial, final)
+            self._store.put(day, name, lambda file: _write_file(file, records))
             self.written += len(records)
         except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
             self._dropped_unwritten += len(records)
-            self._remove(partial)
             log.error(
-                "%d records were dropped: %s cannot be written: %s", len(records), final, error
+                "%d records were dropped: %s/%s/%s cannot be written: %s",
+                *(len(records), self._store.url, day, name, error),
             )
 
     def _tidy(self) -> None:
@@ -217,7 +222,10 @@ class RecordSink:
         self._tidied_at = now
         try:
             removed = remove_old_records(
-                self._files, self._root, keep_seconds=self._keep_seconds, now=datetime.now(UTC)
+                self._store.files,
+                self._store.root,
+                keep_seconds=self._keep_seconds,
+                now=datetime.now(UTC),
             )
         except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
             log.error("records that are too old cannot be removed: %s", error)
@@ -225,9 +233,16 @@ class RecordSink:
         if removed:
             log.info("removed %d record files that were too old", removed)
 
-    def _remove(self, partial: str) -> None:
-        with suppress(Exception):
-            self._files.rm_file(partial)
+
+def _write_file(file: Any, records: Sequence[Record]) -> None:
+    """As Parquet; a few records as they are: packing them takes longer, and no less room."""
+    is_small = len(records) <= SMALL_FILE_ROWS
+    pyarrow.parquet.write_table(
+        to_table(records),
+        file,
+        compression="none" if is_small else "zstd",
+        use_dictionary=not is_small,
+    )
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
@@ -240,12 +255,15 @@ def read_records(url: str, columns: list[str] | None = None) -> pa.Table:
 
     Unfinished files are skipped. No folder yet reads as no records.
     """
-    files, root = fsspec.core.url_to_fs(url)
-    paths = sorted(path for path in files.find(root) if path.endswith(".parquet"))
+    store = RecordStore(url)
+    store.files.invalidate_cache()
+    paths = sorted(path for path in store.files.find(store.root) if path.endswith(".parquet"))
     if not paths:
         empty = SCHEMA.empty_table()
         return empty.select(columns) if columns else empty
     import pyarrow.dataset  # loads pandas, which those that only write records need not wait for
 
-    dataset = pyarrow.dataset.dataset(paths, schema=SCHEMA, format="parquet", filesystem=files)
+    dataset = pyarrow.dataset.dataset(
+        paths, schema=SCHEMA, format="parquet", filesystem=store.files
+    )
     return dataset.to_table(columns=columns)

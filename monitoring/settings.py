@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 
 from model.settings import ModelSettings, address, split_address
 
+_WRITING_SECONDS = 1.0  # until a file that is begun can be seen, and what clocks differ by
+
 
 class MonitoringSettings(ModelSettings):
     """Records, outlier flag, monitor."""
@@ -59,6 +61,13 @@ class MonitoringSettings(ModelSettings):
     )
     monitor_seconds: float = Field(
         default=1.0, gt=0, description="How often the monitor looks for new records, in seconds."
+    )
+    record_merge_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        description="How long the monitor waits for the records of other workers and replicas, in "
+        "seconds, so that all count in order of time; 0: it takes what is there. Default: "
+        "PLUMBLINE_RECORD_FLUSH_SECONDS and one second.",
     )
     false_alarm_images: float = Field(
         default=100_000,
@@ -133,6 +142,13 @@ class MonitoringSettings(ModelSettings):
     def monitor_address(self) -> tuple[str, int]:
         """Host and port that the monitor listens on."""
         return split_address(self.monitor_on)
+
+    @property
+    def merge_seconds(self) -> float:
+        """How long records wait for others of their time, with its default filled in."""
+        if self.record_merge_seconds is None:
+            return self.record_flush_seconds + _WRITING_SECONDS
+        return self.record_merge_seconds
 
     @property
     def images(self) -> Path:

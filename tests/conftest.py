@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -21,6 +21,9 @@ from model.decision import Calibration, Thresholds
 from model.images import InputSpec
 from model.settings import ModelSettings
 from model.store import ModelStore
+
+if TYPE_CHECKING:
+    from tests.postgresql import PostgresqlServer
 
 # The same examples on every machine, and no time limit on a busy one.
 hypothesis.settings.register_profile("plumbline", derandomize=True, deadline=None, database=None)
@@ -139,6 +142,25 @@ def bundle_directory(tmp_path: Path, make_manifest: MakeManifest, fill_bundle: F
         fill_bundle(partial)
         bundles.seal(partial, make_manifest())
     return directory
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresqlServer]:
+    """A real server, for all tests of a run."""
+    from tests.postgresql import PostgresqlServer
+
+    server = PostgresqlServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a state database that is not there yet; a claim that asks for it runs on both."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'home' / 'state.sqlite'}"
+    server: PostgresqlServer = request.getfixturevalue("postgresql")
+    return server.new_database()
 
 
 @pytest.fixture

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import func, inspect, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from model import state as states
 from model.errors import StoreError
@@ -21,8 +22,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def state(tmp_path):
-    engine = open_state(f"sqlite:///{tmp_path / 'deep' / 'state.sqlite'}")
+def state(state_url):
+    engine = open_state(state_url)
     yield engine
     engine.dispose()
 
@@ -70,7 +71,7 @@ def test_an_empty_file_becomes_a_database(tmp_path):
 
 
 @pytest.mark.parametrize("databases", [1, 6])
-def test_many_that_open_new_databases_at_once_agree(databases, tmp_path):
+def test_many_that_open_new_files_at_once_agree(databases, tmp_path):
     together = threading.Barrier(6)
 
     def open_with_the_others(number: int) -> list[str]:
@@ -164,15 +165,55 @@ def test_a_transaction_that_fails_leaves_nothing(state):
         assert connection.scalar(select(func.count()).select_from(audit)) == 0
 
 
-def test_the_write_lock_is_really_taken_before_the_first_write(state):
-    state_url = state.url.render_as_string()
-    impatient = open_state(state_url)
+def test_the_turn_is_really_taken_before_the_first_write(state, monkeypatch):
+    monkeypatch.setattr(states, "_LONGEST_WAIT_SECONDS", 0.05)
+    impatient = open_state(state.url.render_as_string())
     with write_transaction(state):
-        with impatient.connect() as connection:
-            connection.exec_driver_sql("PRAGMA busy_timeout=0")
-            with pytest.raises(Exception, match="locked"):
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+        with pytest.raises(OperationalError, match="lock"), write_transaction(impatient):
+            raise AssertionError("the block must not run")
     impatient.dispose()
+
+
+def test_rows_are_numbered_in_the_order_in_which_they_appear(state):
+    """Who has read the audit up to a number would never see a lower one that appears later."""
+    begun, go = threading.Event(), threading.Event()
+
+    def write_slowly() -> None:
+        with write_transaction(state) as connection:
+            record(connection, "slow", "")
+            begun.set()
+            assert go.wait(20)
+
+    def write() -> None:
+        assert begun.wait(20)
+        with write_transaction(state) as connection:
+            record(connection, "fast", "")
+
+    def seen() -> list[str]:
+        with state.connect() as connection:
+            return list(connection.scalars(select(audit.c.action).order_by(audit.c.id)))
+
+    with ThreadPoolExecutor(2) as threads:
+        jobs = [threads.submit(write_slowly), threads.submit(write)]
+        assert begun.wait(20)
+        time.sleep(0.1)
+        before = seen()
+        go.set()
+        for job in jobs:
+            job.result()
+    assert (before, seen()) == ([], ["slow", "fast"])
+
+
+@pytest.mark.parametrize("hours", [0, 5, -8])
+def test_a_time_comes_back_as_the_moment_that_it_was_and_in_utc(state, hours):
+    there = NOW.astimezone(timezone(timedelta(hours=hours)))
+    insert(state, row("one", "registered") | {"registered_at": there})
+    with state.connect() as connection:
+        (found,) = connection.scalars(select(versions.c.registered_at))
+        known = connection.scalar(
+            select(func.count()).select_from(versions).where(versions.c.registered_at <= there)
+        )
+    assert (found, found.tzinfo, known) == (NOW, UTC, 1)
 
 
 def test_readers_do_not_wait_for_a_writer(state):

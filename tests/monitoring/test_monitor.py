@@ -17,7 +17,8 @@ from monitoring.settings import MonitoringSettings
 
 @pytest.fixture
 def settings(store):
-    return MonitoringSettings(home=store.home)
+    """One writer, whose records need not wait for those of others."""
+    return MonitoringSettings(home=store.home, record_merge_seconds=0.0)
 
 
 @pytest.fixture
@@ -354,7 +355,8 @@ def test_a_camera_that_sends_one_picture_is_no_sample(store, settings, watched, 
     tag = watched()
     settings = settings.model_copy(update={"sample_window_images": 100})
     monitor = Monitor(settings, store)
-    put([draw(tag, 1, 1)[0]] * 200)
+    (picture,) = draw(tag, 1, 1)
+    put([replace(picture, id=f"{number}") for number in range(200)])
     monitor.poll()
     status = shown(monitor)
     assert (status["state"], status["images_sampled"]) == ("cannot promise", 1)

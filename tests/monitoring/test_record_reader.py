@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from monitoring import record_reader
+from monitoring import record_decoding, record_reader
 from monitoring.record_reader import RecordReader
 from monitoring.records import write_records
 from monitoring.streams import COLUMNS
@@ -141,11 +141,13 @@ def test_folders_of_the_future_do_not_hide_the_present(reader, put):
 
 def test_a_store_that_cannot_be_read_now_is_tried_again(reader, put, monkeypatch):
     put("2026-03-04", "a.parquet")
-    cat_file = reader._files.cat_file
-    monkeypatch.setattr(reader._files, "cat_file", lambda path: (_ for _ in ()).throw(OSError("x")))
+    cat_file = reader._store.files.cat_file
+    monkeypatch.setattr(
+        reader._store.files, "cat_file", lambda path: (_ for _ in ()).throw(OSError("x"))
+    )
     with pytest.raises(OSError, match="x"):
         reader.read_new()
-    monkeypatch.setattr(reader._files, "cat_file", cat_file)
+    monkeypatch.setattr(reader._store.files, "cat_file", cat_file)
     assert (len(reader.read_new()), reader.refused_files) == (10, 0)
 
 
@@ -248,14 +250,14 @@ def test_a_file_that_must_not_be_read_holds_up_no_other(reader, put, monkeypatch
     """As root every file may be read, so this one's refusal is stood in for."""
     bad = str(put("2026-03-04", "bad.parquet", seed=1))
     put("2026-03-04", "good.parquet", seed=2)
-    cat_file = reader._files.cat_file
+    cat_file = reader._store.files.cat_file
 
     def forbid(path: str) -> bytes:
         if path == bad:
             raise PermissionError(path)
         return cat_file(path)
 
-    monkeypatch.setattr(reader._files, "cat_file", forbid)
+    monkeypatch.setattr(reader._store.files, "cat_file", forbid)
     assert [len(reader.read_new()) for _ in range(2)] == [10, 0]
     assert reader.refused_files == 1
 
@@ -287,7 +289,7 @@ def test_a_few_bytes_do_not_unfold_into_all_the_memory(reader, put):
 def test_a_file_of_too_many_bytes_is_not_even_opened(reader, put, monkeypatch):
     monkeypatch.setattr(record_reader, "LIMIT_FILE_BYTES", 99)
     put("2026-03-04", "a.parquet")
-    monkeypatch.setattr(reader._files, "cat_file", lambda path: pytest.fail(path))
+    monkeypatch.setattr(reader._store.files, "cat_file", lambda path: pytest.fail(path))
     assert (len(reader.read_new()), reader.refused_files) == (0, 1)
 
 
@@ -301,6 +303,6 @@ def test_records_of_times_that_cannot_be_are_left_out(reader, put):
 
 
 def test_a_file_of_too_many_rows_is_left_out(reader, put, monkeypatch):
-    monkeypatch.setattr(record_reader, "LIMIT_FILE_ROWS", 9)
+    monkeypatch.setattr(record_decoding, "LIMIT_FILE_ROWS", 9)
     put("2026-03-04", "a.parquet")
     assert (len(reader.read_new()), reader.refused_files) == (0, 1)

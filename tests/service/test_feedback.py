@@ -118,8 +118,8 @@ def test_whatever_is_sent_gets_an_answer_of_the_contract(body):
 
 
 @pytest.fixture
-def state(tmp_path):
-    engine = open_state(f"sqlite:///{tmp_path / 'state.sqlite'}")
+def state(state_url):
+    engine = open_state(state_url)
     yield engine
     engine.dispose()
 
@@ -218,8 +218,8 @@ def test_feedback_is_handed_in(state):
     assert kept(state) == [(ID, "anna", ["star"])]
 
 
-def test_a_locked_database_turns_feedback_away_in_bounded_time(state, tmp_path):
-    other = open_state(f"sqlite:///{tmp_path / 'state.sqlite'}")
+def test_a_locked_database_turns_feedback_away_in_bounded_time(state, state_url):
+    other = open_state(state_url)
     errors = hand_in(state, during=write_transaction(other), times=3, store_seconds=0.1)
     other.dispose()
     assert [(error.code, error.status) for error in errors] == [("unavailable", 503)] * 3
