@@ -44,6 +44,7 @@ INT8 = "network.int8.xml"  # and its .bin: there where it was asked for and pass
 OUTLIER = "outlier.safetensors"
 CONFORMAL_SETS = "conformal.safetensors"  # bundles made before there were sets lack it
 REFERENCE = "reference.parquet"
+TRUTH = "truth.safetensors"  # true labels of its rows; bundles made before there were any lack it
 REPORT = "report.html"
 BENTOML_DESCRIPTION = "model.yaml"
 REQUIRED_FILES = (NETWORK, ONNX, OPENVINO, "network.bin", OUTLIER, REFERENCE, REPORT)
