@@ -184,6 +184,27 @@ def corrected(
     return np.asarray(chances * ratio / (chances * ratio + 1 - chances))
 
 
+def image_weights(
+    known: FloatArray,
+    before: FloatArray,
+    after: FloatArray,
+    changed: NDArray[np.bool_],
+    *,
+    exclusive: bool,
+) -> FloatArray:
+    """Weights of images, N, by which classes of shares `before` come in shares `after`, C each.
+
+    `known` are true labels N x C of 0 and 1, or probabilities. Of classes that are not exclusive
+    those that `changed` are taken as independent of each other. An image that shows none of
+    exclusive classes keeps its weight.
+    """
+    before = np.clip(before, 1e-9, 1 - 1e-9)
+    if exclusive:
+        return np.asarray(known @ (after / before) + 1 - known.sum(axis=1).clip(0, 1))
+    factors = known * (after / before) + (1 - known) * ((1 - after) / (1 - before))
+    return np.asarray(np.where(changed, factors, 1.0).prod(axis=1))
+
+
 def odds_ratio(before: FloatArray, after: FloatArray) -> FloatArray:
     """Of shares, each C and strictly between 0 and 1."""
     return np.asarray(after / (1 - after) * (1 - before) / before)

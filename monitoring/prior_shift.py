@@ -35,6 +35,7 @@ from monitoring.class_priors import (
     by_black_box,
     by_expectation_maximisation,
     corrected,
+    image_weights,
     odds_ratio,
     threshold_before,
 )
@@ -155,16 +156,11 @@ class PriorShift:
 
     def _weights(self, found: Priors, changed: NDArray[np.bool_]) -> FloatArray:
         """Of the reference's images, N, so that its classes come in the shares found."""
-        known = self._reference.chances if self._true is None else self._true.astype(np.float64)
-        before = known.mean(axis=0) if self._true is not None else self._before
-        before = np.clip(before, 1e-9, 1 - 1e-9)
-        if self._exclusive:
-            # Images that show none of the classes keep their weight.
-            return np.asarray(known @ (found.shares / before) + 1 - known.sum(axis=1).clip(0, 1))
-        with_it = found.shares / before
-        without = (1 - found.shares) / (1 - before)
-        factors = known * with_it + (1 - known) * without
-        return np.asarray(np.where(changed, factors, 1.0).prod(axis=1))
+        known, before = self._reference.chances, self._before
+        if self._true is not None:
+            known = self._true.astype(np.float64)
+            before = known.mean(axis=0)
+        return image_weights(known, before, found.shares, changed, exclusive=self._exclusive)
 
     def _within_classes(
         self, images: Sample, found: Priors, changed: NDArray[np.bool_]
