@@ -309,7 +309,7 @@ class PriorShift:
         unchecked = "" if agree else " One estimate only: this bundle has no true labels to check."
         return (
             f"The class mix alone explains what is seen: {mix}. Within classes nothing is seen to"
-            f" have changed, so adjusting helps and retraining is not needed.{unchecked}"
+            f" have changed: adjust to it, rather than train anew.{unchecked}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 
 from model.bundle import OUTLIER, REFERENCE, save_arrays
+from model.decision import softmax
 from model.store import ModelStore
 from monitoring.evidence import STREAMS
 from monitoring.outlier import RECORD_COMPONENTS
+from monitoring.prior_shift import Sample
 from monitoring.records import Record, write_records
 
 START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -86,3 +89,45 @@ def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[[int], st
         return store.promote(f"shapes:{version}").tag
 
     return add
+
+
+@dataclass(frozen=True)
+class World:
+    """Images of three classes whose probabilities are known exactly.
+
+    An image is three numbers of deviation one; that of its class is `SEPARATION` higher.
+    """
+
+    logits: np.ndarray  # N x C; softmax gives the probabilities under equal shares
+    targets: np.ndarray  # N
+    sample: Sample
+
+
+SEPARATION = 1.7
+
+
+def draw_world(
+    count: int, seed: int, shares=(1 / 3, 1 / 3, 1 / 3), *, brighter: float = 0.0
+) -> World:
+    """`brighter` moves the brightness of images within classes, which is another for each class."""
+    rng = np.random.default_rng(seed)
+    targets = rng.choice(3, count, p=shares)
+    images = rng.normal(size=(count, 3))
+    images[np.arange(count), targets] += SEPARATION
+    logits = (images * SEPARATION).astype(np.float32)
+    chances = softmax(logits).astype(np.float64)
+    numbers = {
+        "outlier_score": rng.normal(size=count) + 0.2 * targets,
+        "confidence": chances.max(axis=1),
+        "brightness": rng.normal(0.4, 0.1, count) + 0.1 * targets + brighter,
+        "sharpness": rng.gamma(2.0, 0.05, count),
+    }
+    given = chances == chances.max(axis=1, keepdims=True)
+    sample = Sample(chances, given, numbers, images, rng.random(count) < 0.01, targets)
+    return World(logits, targets, sample)
+
+
+@pytest.fixture(scope="session")
+def world() -> Callable[..., World]:
+    """`world(count, seed, shares=..., brighter=...)`."""
+    return draw_world
