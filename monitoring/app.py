@@ -25,7 +25,7 @@ from model.logs import configure_logging
 from model.store import ModelStore
 from monitoring import metrics
 from monitoring.chart import evidence_chart
-from monitoring.feedback_accuracy import FeedbackLooks
+from monitoring.feedback_looks import FeedbackLooks
 from monitoring.image_store import find_image
 from monitoring.launcher import Launcher
 from monitoring.monitor import Monitor

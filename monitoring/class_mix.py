@@ -10,13 +10,13 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.bundle import REFERENCE, Bundle, Manifest
 from model.decision import probabilities
-from monitoring.prior_shift import PriorShift, Sample, untold
+from monitoring.prior_shift import PriorShift, untold
 from monitoring.records import read_records
+from monitoring.samples import Sample
 from monitoring.streams import FloatArray, accepted_labels, components_of, logits_of, streams_of
 from monitoring.truth import true_targets
 
@@ -55,7 +55,9 @@ class ClassMix:
 
         Renewed after every few images.
         """
-        if self._made is None or self._added - self._made[0] >= EXPLAINED_EVERY_IMAGES:
+        # Its time grows with the square of the classes, so with many of them it is rarer.
+        every = max(EXPLAINED_EVERY_IMAGES, len(self._bundle.manifest.classes) ** 2 // 1_000)
+        if self._made is None or self._added - self._made[0] >= every:
             self._made = self._added, self._explain(sampled)
         return self._made[1]
 
@@ -67,7 +69,10 @@ class ClassMix:
         images = Sample.joined([its for its, _ in self._parts])
         before = np.concatenate([counts for _, counts in self._parts])
         rows = np.flatnonzero(before >= sampled)[-WINDOW_IMAGES:]
-        return self._shift.explain(images.rows(rows))
+        try:
+            return self._shift.explain(images.rows(rows))
+        except np.linalg.LinAlgError as error:  # nothing else must fail for want of it
+            return untold(len(rows), f"The class mix cannot be told: {error}.")
 
 
 def is_exclusive(manifest: Manifest) -> bool:
@@ -93,8 +98,8 @@ def reference_sample(bundle: Bundle, alpha: float) -> Sample:
     records = read_records(str(bundle.path(REFERENCE)))
     targets = true_targets(bundle)
     return sample_of(
-        records,
         streams_of(records, manifest),
+        components_of(records),
         probabilities(logits_of(records), manifest.calibration, manifest.task),
         accepted_labels(records, manifest.classes),
         records["p_value"].to_numpy() <= alpha,
@@ -103,19 +108,19 @@ def reference_sample(bundle: Bundle, alpha: float) -> Sample:
 
 
 def sample_of(
-    records: pa.Table,
     streams: dict[str, FloatArray],
+    components: FloatArray,
     chances: NDArray[np.floating],
     given: NDArray[np.bool_],
     flagged: NDArray[np.bool_],
     targets: NDArray[Any] | None = None,
 ) -> Sample:
-    """Records with their streams, calibrated probabilities N x C and labels given N x C."""
+    """Of streams and components, calibrated probabilities N x C and labels given N x C."""
     return Sample(
         chances.astype(np.float64),
         given,
         {name: streams[name] for name in NUMBERS},
-        components_of(records),
+        components,
         flagged,
         targets,
     )

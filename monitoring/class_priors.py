@@ -71,7 +71,7 @@ def by_expectation_maximisation(
     scores = (ratios if others is None else ratios - others) / _density(ratios, others, shares)
     variances = _variances(scores, exclusive=exclusive)
     variances += shares**2 * (1 - known) / (known * max(1, reference_images))
-    return Priors(shares, np.sqrt(variances))
+    return Priors(shares, np.sqrt(np.maximum(variances, 0)))
 
 
 def _density(ratios: FloatArray, others: FloatArray | None, shares: FloatArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Whether only the class mix changed, and what to do then instead of training anew.
+"""Whether only the class mix changed, so that there is no need to train anew.
 
 A pure prior shift is a change of how frequent the classes are while the images of each class stay
 as they were. Then the network is as good as before, and only the class shares that its answers take
@@ -20,25 +20,21 @@ images. The tests take images as independent of each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.decision import Task, Thresholds
-from monitoring.accuracy import NORMAL_95, cbpe, expected_labels
 from monitoring.class_priors import (
-    FloatArray,
     Priors,
     by_black_box,
     by_expectation_maximisation,
-    corrected,
     image_weights,
-    odds_ratio,
-    threshold_before,
 )
+from monitoring.prior_proposal import Proposer
+from monitoring.samples import FloatArray, Sample
 from monitoring.truth import as_matrix
 
 LEAST_IMAGES = 200  # fewer say too little of what is unchanged
@@ -47,51 +43,6 @@ SIGNIFICANCE = 0.01
 COMPONENTS_TESTED = 8
 _AGREEING = 0.02  # shares as near as this agree whatever their errors
 _LEAST_EFFECTIVE = 50  # weighted reference images that can be compared with
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Images, all arrays of length N.
-
-    `chances` are calibrated probabilities N x C, `given` the labels given N x C, `numbers` by name,
-    `components` N x P. `targets`, of a reference, are class indices N (-1: none of them) or N x C
-    of 0 and 1; None where they are not known.
-    """
-
-    chances: FloatArray
-    given: NDArray[np.bool_]
-    numbers: Mapping[str, FloatArray]
-    components: FloatArray
-    flagged: NDArray[np.bool_]
-    targets: NDArray[Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self.chances)
-
-    def rows(self, rows: slice | NDArray[np.integer]) -> Sample:
-        """Some of them, as arrays of their own: a few keep nothing of the others alive."""
-        return Sample(
-            self.chances[rows].copy(),
-            self.given[rows].copy(),
-            {name: values[rows].copy() for name, values in self.numbers.items()},
-            self.components[rows].copy(),
-            self.flagged[rows].copy(),
-            None if self.targets is None else self.targets[rows].copy(),
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[Sample]) -> Sample:
-        """One after the other; true labels are not kept."""
-        return cls(
-            np.concatenate([its.chances for its in parts]),
-            np.concatenate([its.given for its in parts]),
-            {
-                name: np.concatenate([its.numbers[name] for its in parts])
-                for name in parts[0].numbers
-            },
-            np.concatenate([its.components for its in parts]),
-            np.concatenate([its.flagged for its in parts]),
-        )
 
 
 class PriorShift:
@@ -109,16 +60,15 @@ class PriorShift:
         """`exclusive`: of a softmax, whose probabilities sum to one."""
         self._reference = reference
         self._classes = tuple(classes)
-        self._thresholds = thresholds.as_array(self._classes).astype(np.float64)
-        self._task = task
         self._exclusive = exclusive
         self._true = (
             None if reference.targets is None else as_matrix(reference.targets, len(classes))
         )
         self._before = reference.chances.mean(axis=0)
+        self._proposer = Proposer(reference, classes, thresholds, task=task, exclusive=exclusive)
 
     def explain(self, images: Sample) -> dict[str, Any]:
-        """As JSON values; `{"images", "recognised", "sentence"}` alone for too few images."""
+        """As JSON values; see docs/monitor.md. Without `classes` for too few images."""
         if len(images) < LEAST_IMAGES:
             return untold(len(images))
         found = by_expectation_maximisation(
@@ -129,15 +79,15 @@ class PriorShift:
         agree = None if checked is None else _agree(found, checked)
         within = self._within_classes(images, found, changed)
         recognised = bool(changed.any()) and agree is not False and within == []
-        # Never quite 0 or 1: a class that was not seen is not impossible.
-        after = np.clip(found.shares, 0.5 / len(images), 1 - 0.5 / len(images))
         return {
             "images": len(images),
             "recognised": recognised,
             "agree": agree,
             "within_classes": within,
             "classes": self._table(found, checked, changed),
-            "proposal": self._propose(images, after, changed) if recognised else None,
+            "proposal": self._proposer.propose(images, found.shares, changed)
+            if recognised
+            else None,
             "sentence": self._sentence(changed, found, agree, within),
         }
 
@@ -203,80 +153,6 @@ class PriorShift:
             }
             for place in order.tolist()
         ]
-
-    # What to do
-
-    def _propose(
-        self, images: Sample, after: FloatArray, changed: NDArray[np.bool_]
-    ) -> dict[str, Any]:
-        before = np.clip(self._before, 1e-9, 1 - 1e-9)
-        if self._exclusive:
-            after = after / after.sum()
-            factors = after / before
-            thresholds = {}
-        else:
-            after = np.where(changed, after, before)
-            factors = odds_ratio(before, after)
-            thresholds = {
-                self._classes[place]: {
-                    "now": float(self._thresholds[place]),
-                    "adjusted": threshold_before(
-                        float(self._thresholds[place]), float(factors[place])
-                    ),
-                }
-                for place in np.flatnonzero(changed).tolist()
-            }
-        expected = self._expected(images, before, after)
-        return {
-            "what": "prior-corrected probabilities" if self._exclusive else "adjusted thresholds",
-            "factors": {name: float(its) for name, its in zip(self._classes, factors, strict=True)},
-            "thresholds": thresholds,
-            "expected": expected,
-            "worthwhile": expected["gain_low"] > 0,
-        }
-
-    def _expected(self, images: Sample, before: FloatArray, after: FloatArray) -> dict[str, Any]:
-        """Accuracy, or micro F1, under the new class mix: as it is and by the proposal."""
-        if self._exclusive and self._true is not None and self._task == "single":
-            return self._measured_on_reference(before, after)
-        chances = corrected(images.chances, before, after, exclusive=self._exclusive)
-        now, then = (
-            expected_labels(chances, given) for given in (images.given, self._decide(chances))
-        )
-        was, will = cbpe(now, self._task) or 0.0, cbpe(then, self._task) or 0.0
-        # Of a ratio for several labels, so only nearly that of the mean.
-        gains = then[:, 0] - now[:, 0]
-        error = NORMAL_95 * float(gains.std()) / math.sqrt(len(gains))
-        return {
-            **_gain(was, will, error),
-            "by": "the corrected probabilities of these images, which favour the proposal",
-        }
-
-    def _measured_on_reference(self, before: FloatArray, after: FloatArray) -> dict[str, Any]:
-        reference, true = self._reference, self._true
-        assert true is not None
-        chances = corrected(reference.chances, before, after, exclusive=True)
-        weights = true @ (after / np.clip(true.mean(axis=0), 1e-9, 1))
-        now, then = (
-            (given == true).all(axis=1).astype(np.float64)
-            for given in (reference.given, self._decide(chances))
-        )
-        was, will = (float(weights @ its / weights.sum()) for its in (now, then))
-        deviations = weights * (then - now - (will - was))
-        error = NORMAL_95 * math.sqrt(float((deviations**2).sum())) / float(weights.sum())
-        return {
-            **_gain(was, will, error),
-            "by": f"{int(true.any(axis=1).sum())} labelled reference images, weighted by class",
-        }
-
-    def _decide(self, chances: FloatArray) -> NDArray[np.bool_]:
-        """Labels of probabilities, N x C each, as `model.decision.decide` gives them."""
-        accepted = chances >= self._thresholds
-        if self._task == "multi":
-            return np.asarray(accepted)
-        best = np.zeros(chances.shape, bool)
-        best[np.arange(len(chances)), chances.argmax(axis=1)] = True
-        return np.asarray(accepted & best)
 
     def _sentence(
         self,
@@ -359,17 +235,6 @@ def _normal_quantile(chance: float) -> float:
     return float(ndtri(1 - chance / 2))
 
 
-def _gain(before: float, after: float, error: float) -> dict[str, float]:
-    gain = after - before
-    return {
-        "before": before,
-        "after": after,
-        "gain": gain,
-        "gain_low": gain - error,
-        "gain_high": gain + error,
-    }
-
-
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
@@ -377,4 +242,12 @@ def _number(value: float) -> float | None:
 def untold(images: int, why: str | None = None) -> dict[str, Any]:
     """What there is to say where nothing can be said, by default because the images are few."""
     few = f"{images} images are too few to tell the class mix from; {LEAST_IMAGES} are enough."
-    return {"images": images, "recognised": False, "sentence": why or few}
+    return {
+        "images": images,
+        "recognised": False,
+        "agree": None,
+        "within_classes": None,
+        "classes": [],
+        "proposal": None,
+        "sentence": why or few,
+    }

@@ -170,7 +170,7 @@ class Watch:
             if alarm is not None:
                 alarms.append(alarm)
             self._remember_point()
-        images = sample_of(records, streams, chances, given, np.array(flagged, bool))
+        images = sample_of(streams, components, chances, given, np.array(flagged, bool))
         self._class_mix.add(images, sampled_before)
         return alarms
 

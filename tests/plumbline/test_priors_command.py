@@ -109,6 +109,7 @@ def test_wrong_use_is_told(says, monkeypatch):
     assert "no monitor answers at http://127.0.0.1:9" in ask().output
 
 
+@pytest.mark.slow
 def test_it_makes_a_version_that_serves_the_new_class_mix(
     says, trained, tmp_path, monkeypatch, run_plumbline
 ):
