@@ -4,13 +4,14 @@
 
 Windows of 1,000 images of the test split of Fashion-MNIST, each after 500 clean ones of its own
 and of a watch of its own, as the champion of --home answers them. Mild: nothing, noise 25 %, dark
-25 %, blur 25 %, brighter and darker by a sixth, three classes three times as frequent, and that with
-blur 25 %. Gross: inverted, turned by 90 degrees, noise on all. Asked for: a mean absolute error of at most 0.04 over
-the windows that call themselves valid, and gross ones invalid. The watch calls a window invalid
-also for its alarm alone, so the error is shown by the rule of the flagged share alone, too: that is
-what the alarm has to make good where it comes late. Coverage: windows whose true accuracy lies in
-the interval. Class priors: mean absolute error of a class's share, by both estimates; windows in
-which a pure prior shift was recognised; and what adjusting to it gains, as expected and in truth.
+25 %, blur 25 %, brighter and darker by a sixth, three classes three times as frequent, and that
+with blur 25 %. Gross: inverted, turned by 90 degrees, noise on all. Asked for: a mean absolute
+error of at most 0.04 over the windows that call themselves valid, and gross ones invalid. The watch
+calls a window invalid also for its alarm alone, so the error is shown by the rule of the flagged
+share alone, too: that is what the alarm has to make good where it comes late. Coverage: windows
+whose true accuracy lies in the interval. Class priors: mean absolute error of a class's share, by
+both estimates; windows in which a pure prior shift was recognised; and what adjusting to it gains,
+as expected and in truth.
 
 --home is read alone. A champion of before bundles kept true labels of their calibration split is
 copied, with those, into a home of its own.
