@@ -107,17 +107,17 @@ class Launcher:
             until = last.started_at.replace(tzinfo=UTC) + cooldown
             if datetime.now(UTC) < until:
                 return f"cooling down until {until:%H:%M:%S} UTC"
+        if watch.class_mix_change()["recognised"]:
+            return (
+                "not needed: a change of the class mix alone explains the alarm; adjust with"
+                " plumbline monitor priors, or train anyway with plumbline retrain"
+            )
         count = self._count(watch, alarm)
         least = self._settings.retrain_least_labels
         if count < least:
             told = f"waiting for labels: {count} of {least} images since the alarm are labelled"
             left_out = 0 if self._counter is None else self._counter.left_out
             return f"{told}; {left_out} more {NOT_COUNTED}" if left_out else told
-        if watch.class_mix_change()["recognised"]:
-            return (
-                "not needed: a change of the class mix alone explains the alarm; adjust with"
-                " plumbline monitor priors, or train anyway with plumbline retrain"
-            )
         return None
 
     def _count(self, watch: Watch, alarm: Alarm) -> int:

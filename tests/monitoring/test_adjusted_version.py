@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from model.bundle import OUTLIER, REFERENCE, REPORT
+from model.bundle import OUTLIER, REFERENCE, REPORT, TRUTH, save_arrays
 from model.conformal_sets import load_sets
-from model.decision import Calibration, probabilities
+from model.decision import Calibration, Thresholds, probabilities
 from model.errors import MonitorError
 from model.state import audit
 from monitoring.adjusted_version import make_adjusted_version
-from monitoring.records import read_records, to_table
+from monitoring.records import read_records, to_table, write_records
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import logits_of
-from monitoring.truth import true_targets
+from monitoring.truth import true_targets, truth_arrays
 from monitoring.watch import Watch
 
 CLASSES = ("circle", "square", "star")
@@ -130,3 +130,39 @@ def test_a_full_disk_leaves_no_half_of_it(store, champion, monkeypatch):
     with pytest.raises(Exception, match="No space left"):
         make_adjusted_version(store, bundle, shares, CLASSES, "a test")
     assert {its.tag for its in store.versions()} == known
+
+
+def test_of_several_labels_the_odds_of_those_that_changed_are_multiplied(
+    store, make_manifest, fill_bundle, draw
+):
+    rng = np.random.default_rng(0)
+    true = rng.random((2_000, 3)) < 0.5
+    logits = (4 * (rng.normal(0, 0.5, true.shape) + true - 0.5)).astype(np.float32)
+    as_it_is = Calibration(method="platt", slopes=(1, 1, 1), intercepts=(0, 0, 0))
+    made = [
+        replace(
+            its,
+            logits=logits[row],
+            labels=[name for name, logit in zip(CLASSES, logits[row], strict=True) if logit >= 0],
+        )
+        for row, its in enumerate(draw("calibration", 2_000, 1))
+    ]
+    with store.registering("shapes") as (version, directory, seal):
+        fill_bundle(directory)
+        scores = np.sort([its.outlier_score for its in made]).astype(np.float32)
+        save_arrays(directory / OUTLIER, {"calibration": scores})
+        write_records(directory / REFERENCE, made)
+        save_arrays(directory / TRUTH, truth_arrays(true.astype(np.float32)))
+        thresholds = Thresholds(objective="macro_f1", value=0.5)
+        changes = {"task": "multi", "calibration": as_it_is, "thresholds": thresholds}
+        seal(make_manifest(version=version, classes=CLASSES, **changes))
+    before = store.load(store.find(f"shapes:{version}"))
+    shares = {"circle": 0.1, "square": 0.5, "star": 0.5}
+    tag, sentence = make_adjusted_version(store, before, shares, ["circle"], "a test")
+    after = store.load(store.find(tag))
+    added = after.manifest.calibration.intercepts
+    assert added == pytest.approx((np.log(1 / 9), 0, 0), abs=0.02)
+    assert true_targets(after).mean(axis=0) == pytest.approx([0.1, 0.5, 0.5], abs=0.04)
+    metric = after.manifest.metrics["micro_f1"]
+    assert metric.low < metric.value < metric.high
+    assert "micro F1" in sentence
