@@ -44,6 +44,7 @@ INT8 = "network.int8.xml"  # and its .bin: there where it was asked for and pass
 OUTLIER = "outlier.safetensors"
 CONFORMAL_SETS = "conformal.safetensors"  # bundles made before there were sets lack it
 REFERENCE = "reference.parquet"
+TRUTH = "truth.safetensors"  # true labels of its rows; bundles made before there were any lack it
 REPORT = "report.html"
 BENTOML_DESCRIPTION = "model.yaml"
 REQUIRED_FILES = (NETWORK, ONNX, OPENVINO, "network.bin", OUTLIER, REFERENCE, REPORT)
@@ -164,6 +165,8 @@ class Manifest(_Strict):
     `engines` is by engine and precision, such as `openvino-bf16`; in schema 1 by engine alone.
     `engines_left_out` holds why others could not be measured at all. `decided_by` is the one whose
     outputs everything that decides was fitted to, and measured with; it is served by default.
+    `metrics_split` is calibration where a version was adjusted to another class mix: its images are
+    then weighted by class.
     """
 
     schema_number: int = SCHEMA
@@ -185,7 +188,7 @@ class Manifest(_Strict):
     engines_left_out: dict[str, str] = Field(default_factory=dict)
     decided_by: str | None = None
     metrics: dict[str, Metric]
-    metrics_split: Literal["test", "validation"] = "test"
+    metrics_split: Literal["test", "validation", "calibration"] = "test"
     prediction_sets: SetsSummary | None = None
     data: DataSummary
     intended_use: str = ""

@@ -18,12 +18,14 @@ class Calibration(BaseModel):
 
     `temperature`: softmax(logits / temperature), for single-label models (Guo et al. 2017).
     `platt`: sigmoid(slope * logit + intercept) per class, for multi-label models, and for
-    single-label ones with a sigmoid head (Platt 1999).
+    single-label ones with a sigmoid head (Platt 1999). `temperature and priors`:
+    softmax(logits / temperature + intercept), for a class mix other than that of training: the
+    intercepts are the logarithms of new share over old (Saerens et al. 2002).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["temperature", "platt"]
+    method: Literal["temperature", "temperature and priors", "platt"]
     temperature: float = Field(default=1.0, gt=0)
     slopes: tuple[float, ...] = ()
     intercepts: tuple[float, ...] = ()
@@ -57,6 +59,9 @@ def probabilities(logits: FloatArray, calibration: Calibration, task: Task) -> F
     """
     if task == "single" and calibration.method == "temperature":
         return softmax(logits / np.float32(calibration.temperature))
+    if task == "single" and calibration.method == "temperature and priors":
+        added = np.asarray(calibration.intercepts, np.float32)
+        return softmax(logits / np.float32(calibration.temperature) + added)
     slopes = np.asarray(calibration.slopes, np.float32)
     intercepts = np.asarray(calibration.intercepts, np.float32)
     return sigmoid(logits * slopes + intercepts)

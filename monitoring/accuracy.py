@@ -1,4 +1,4 @@
-"""Accuracy without labels, and when not to believe it.
+"""Accuracy without labels, with intervals, and when not to believe it.
 
 - CBPE: the accuracy that the calibrated probabilities themselves expect (NannyML, "Confidence-
   Based Performance Estimation").
@@ -6,12 +6,17 @@
   the accuracy (Garg et al. 2022, "Leveraging Unlabeled Data to Predict Out-of-Distribution
   Performance").
 
-Both hold under mild change and mislead under gross change: `believable` says which it is.
+The 95 % intervals are for the accuracy on the very images of the window, as it would turn out were
+they all labelled. They cover chance: which of the images are right, given their probabilities, and
+how exactly a reference of that size knows its own accuracy. They do not cover probabilities that
+are wrong under a shift, which no unlabelled image can show. Both estimates hold under mild change
+and mislead under gross change: `why_invalid` says which it is.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +25,21 @@ from model.decision import Task
 
 FLAGGED_LIMIT_ALPHAS = 3  # a flagged share above this many alphas is gross change,
 SIGNIFICANCE = 0.001  # unless chance would do it with more than this probability
+NORMAL_95 = 1.959964  # standard errors to either side of a 95 % interval
+
+Interval = tuple[float, float]
 
 
 def expected_labels(
     probabilities: NDArray[np.floating], accepted: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Per image: expected right labels, labels given, labels expected (N x 3).
+    """What is expected of each image, N x 5, from calibrated probabilities and labels given, N x C.
 
-    Takes calibrated probabilities and the labels that were given, both N x C.
+    Right labels, labels given, labels expected; then the variances of the first and the third,
+    each label being there or not independently of the image's others.
     """
-    parts = (probabilities * accepted, accepted, probabilities)
+    variances = probabilities * (1 - probabilities)
+    parts = (probabilities * accepted, accepted, probabilities, variances * accepted, variances)
     return np.stack([part.sum(axis=1, dtype=np.float64) for part in parts], axis=1)
 
 
@@ -42,10 +52,51 @@ def cbpe(expected: NDArray[np.float64], task: Task) -> float | None:
     >>> cbpe(expected_labels(chances, chances > 0.5), "single")
     0.75
     """
-    right, given, all_expected = expected.sum(axis=0).tolist()
+    right, given, all_expected = expected.sum(axis=0)[:3].tolist()
     if task == "single":
         return right / len(expected) if len(expected) else None
     return 2 * right / (given + all_expected) if given + all_expected else None
+
+
+def cbpe_interval(
+    expected: NDArray[np.float64], task: Task, reference_images: int
+) -> Interval | None:
+    """95 % interval of `cbpe`; None where that is.
+
+    The number of right labels is Poisson-binomial with the images' own probabilities, so its
+    variance is a plain sum (for micro F1 with the delta method). Their calibration was seen on
+    images too, about as many as the reference has: their share of chance is added.
+    """
+    value = cbpe(expected, task)
+    if value is None:
+        return None
+    _, given, all_expected, of_given, of_all = expected.sum(axis=0).tolist()
+    if task == "single":
+        variance = of_given / len(expected) ** 2
+    else:
+        # d F1 = sum of (2 given - F1) d label / (labels given + labels expected)
+        variance = (4 * (1 - value) * of_given + value**2 * of_all) / (given + all_expected) ** 2
+    variance *= 1 + len(expected) / max(1, reference_images)
+    return _around(value, NORMAL_95 * math.sqrt(variance), NORMAL_95 * math.sqrt(variance))
+
+
+@dataclass(frozen=True)
+class AtcReference:
+    """ATC's thresholds of confidence: at the reference's accuracy, and at the ends of its interval.
+
+    A lower accuracy means a higher threshold, so `at_low` is at least `at_value`.
+    """
+
+    at_value: float
+    at_low: float
+    at_high: float
+
+    @classmethod
+    def of(
+        cls, confidences: NDArray[np.floating], accuracy: float, low: float, high: float
+    ) -> AtcReference:
+        """From the reference's confidences, N, and its accuracy with a 95 % interval."""
+        return cls(*(atc_threshold(confidences, its) for its in (accuracy, low, high)))
 
 
 def atc_threshold(confidences: NDArray[np.floating], accuracy: float) -> float:
@@ -58,12 +109,73 @@ def atc(confidences: NDArray[np.floating], threshold: float) -> float | None:
     return float((confidences > threshold).mean()) if len(confidences) else None
 
 
+def atc_interval(
+    confidences: NDArray[np.floating], reference: AtcReference, right: NDArray[np.floating]
+) -> Interval | None:
+    """95 % interval of `atc` for a single label; None without images.
+
+    `right`, N, are the chances that the images' labels are right. ATC is off by the images that
+    are right though not sure less those sure though not right, which balance on the reference and
+    elsewhere but for chance: the variance of that is the sum of both. What the reference's own
+    accuracy leaves open is what the share moves between its two thresholds.
+    """
+    value = atc(confidences, reference.at_value)
+    if value is None:
+        return None
+    misses = np.where(confidences > reference.at_value, 1 - right, right)
+    chance = NORMAL_95 * math.sqrt(float(misses.sum())) / len(confidences)
+    below = value - float((confidences > reference.at_low).mean())
+    above = float((confidences > reference.at_high).mean()) - value
+    return _around(value, math.hypot(chance, below), math.hypot(chance, above))
+
+
+def why_invalid(flagged: int, images: int, alpha: float, drift: str | None = None) -> str | None:
+    """Why the estimates are not to be believed, in words; None where they are.
+
+    `drift` is the stream of an alarm that nobody has reset.
+    """
+    if not images:
+        return "no images have been recorded yet"
+    reasons = []
+    if drift is not None:
+        reasons.append(
+            f"the domain has drifted ({drift.replace('_', ' ')}), and probabilities calibrated"
+            " before may not hold"
+        )
+    if not believable(flagged, images, alpha):
+        reasons.append(
+            f"{flagged} of the last {images} images are flagged as out of domain,"
+            f" {flagged / images:.1%} where {alpha:.2g} is usual: more than"
+            f" {FLAGGED_LIMIT_ALPHAS} times that is gross change (one-sided binomial test,"
+            f" p < {SIGNIFICANCE:g})"
+        )
+    return "; ".join(reasons) or None
+
+
 def believable(flagged: int, images: int, alpha: float) -> bool:
     """Whether so many flagged images speak for mild change at most (one-sided binomial test)."""
     if not images:
         return False
     most = min(1.0, FLAGGED_LIMIT_ALPHAS * alpha)
     return _chance_of_at_least(flagged, images, most) >= SIGNIFICANCE
+
+
+def wilson_interval(successes: float, trials: float) -> Interval:
+    """95 % interval of a share (Wilson 1927); sound near 0 and 1. Trials may be effective ones.
+
+    >>> [round(bound, 3) for bound in wilson_interval(9, 10)]
+    [0.596, 0.982]
+    """
+    if trials <= 0:
+        return 0.0, 1.0
+    share, square = successes / trials, NORMAL_95**2 / trials
+    middle = (share + square / 2) / (1 + square)
+    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return _around(middle, half, half)
+
+
+def _around(value: float, below: float, above: float) -> Interval:
+    return max(0.0, value - below), min(1.0, value + above)
 
 
 def _chance_of_at_least(successes: int, trials: int, probability: float) -> float:

@@ -25,6 +25,7 @@ from model.logs import configure_logging
 from model.store import ModelStore
 from monitoring import metrics
 from monitoring.chart import evidence_chart
+from monitoring.feedback_looks import FeedbackLooks
 from monitoring.image_store import find_image
 from monitoring.launcher import Launcher
 from monitoring.monitor import Monitor
@@ -112,6 +113,8 @@ class MonitorProcess:
         self._reports = reports
         self._retrainings: tuple[dict[str, str], ...] = ()
         self._now: dict[str, Any] = {}
+        self._class_mix: dict[str, Any] | None = None
+        self._feedback = FeedbackLooks(settings, monitor.state)
         self._side_jobs: dict[str, str | None] = dict.fromkeys(metrics.SIDE_JOBS)
         self._snapshot = self._take_snapshot()
         self._is_starting = True
@@ -176,6 +179,11 @@ class MonitorProcess:
         self._now = {}
         with self._side_job("windows"):
             self._now = watch.explain()
+        self._class_mix = None
+        with self._side_job("class mix"):
+            self._class_mix = watch.class_mix_change()
+        with self._side_job("feedback"):
+            self._feedback.consider(watch.manifest)
 
     @contextmanager
     def _side_job(self, name: str) -> Iterator[None]:
@@ -191,7 +199,12 @@ class MonitorProcess:
 
     def _take_snapshot(self) -> Snapshot:
         watch = self._monitor.watch
-        status = {**self._monitor.status(), "side_jobs": dict(self._side_jobs)}
+        status = {
+            **self._monitor.status(),
+            "side_jobs": dict(self._side_jobs),
+            "prior_shift": None if watch is None else self._class_mix,
+            "accuracy_from_feedback": None if watch is None else self._feedback.of(watch.manifest),
+        }
         if watch is None:
             return Snapshot(status, dict(self._monitor.records_total), self._monitor.refused_files)
         return Snapshot(

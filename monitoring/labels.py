@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
@@ -28,12 +29,25 @@ from monitoring.settings import MonitoringSettings
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
 UNJOINED_KEPT = timedelta(days=1)  # feedback of ids that no record has
-_COLUMNS = ("id", "time", "model")
+NOT_COUNTED = (
+    "do not count: they repeat a picture, or are more of one client's than half of those needed,"
+    " while others label too (PLUMBLINE_RETRAIN_TRUSTED_CLIENTS)"
+)
+_LOOKS = ("perceptual_hash", "brightness", "contrast", "sharpness")
+_COLUMNS = ("id", "time", "model", *_LOOKS)
 _ROWS_AT_ONCE = 50_000
 _IDS_KEPT = 1_000_000  # 8 bytes each; of the newest records
 _DELETED_AT_ONCE = 500
 
 Answers = dict[tuple[str, ...], datetime]  # labels, and when they were said last
+
+
+@dataclass(frozen=True)
+class Said:
+    """What was said of one prediction: each different answer once, and who said anything."""
+
+    answers: Answers
+    clients: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,8 @@ class LabelledImage:
     labels: tuple[str, ...]
     path: Path
     received_at: datetime  # of the newest label
+    clients: frozenset[str]  # that said so
+    looks: int  # equal for images of the same pixels
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,10 @@ class Labels:
             if its.time >= self.since and its.received_at > self.received_after
         )
 
+    def counted(self, least: int, trusted: Collection[str] = ()) -> int:
+        """How many of the recent ones count toward `least`; see `count_images`."""
+        return count_images([(its.looks, its.clients) for its in self.recent], least, trusted)
+
     @property
     def since_in_words(self) -> str:
         """Empty where `since` is the beginning."""
@@ -87,6 +107,36 @@ class Labels:
         return ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
 
 
+def count_images(
+    labelled: Iterable[tuple[int, frozenset[str]]], least: int, trusted: Collection[str] = ()
+) -> int:
+    """Labelled images that count toward `least`, from each one's looks and who labelled it.
+
+    Each picture counts once, under however many ids it was sent. Where several clients label, those
+    that one of them labelled alone make up at most half of `least`, unless it is trusted: a flood
+    from one cannot buy a retraining. A client that labels alone counts in full: it is whoever the
+    installation has for that.
+
+    >>> flood = [(picture, frozenset({"mallory"})) for picture in range(1000)]
+    >>> count_images([*flood, (1000, frozenset({"anna"}))], least=300)
+    151
+    >>> count_images(flood, least=300)
+    1000
+    """
+    by_looks: dict[int, frozenset[str]] = {}
+    for looks, clients in labelled:
+        by_looks[looks] = by_looks.get(looks, frozenset()) | clients
+    if len(frozenset().union(*by_looks.values())) < 2:
+        return len(by_looks)
+    alone = Counter(
+        client
+        for clients in by_looks.values()
+        if len(clients) == 1
+        for client in clients - set(trusted)
+    )
+    return len(by_looks) - sum(max(0, count - least // 2) for count in alone.values())
+
+
 def labelled_images(
     settings: MonitoringSettings,
     state: Engine,
@@ -101,15 +151,15 @@ def labelled_images(
     What was predicted `since` and labelled after `received_after` counts as recent; what was said
     after `received_until` was not said yet.
     """
-    said = _said_by_id(state, received_until)
+    said = said_of_ids(state, received_until)
     paths = {its: path for its in said if (path := find_image(settings.images, its)) is not None}
     first_day = _first_day(paths)
-    known = _record_times(settings.records, list(said), manifest.name, first_day)
+    known = _records_of(settings.records, list(said), manifest.name, first_day)
     left_out = dict.fromkeys(("record", "image", "contradicted", "unknown", "unsuitable"), 0)
     found = []
-    for prediction_id, answers in said.items():
-        labels, received_at = next(iter(answers.items()))
-        reason = _fault(answers, manifest)
+    for prediction_id, its in said.items():
+        labels, received_at = next(iter(its.answers.items()))
+        reason = fault(its.answers, manifest)
         if prediction_id not in known:
             # Records of the days before are not read: no image is left of those.
             day = _day(prediction_id)
@@ -117,10 +167,10 @@ def labelled_images(
         elif reason is None and prediction_id not in paths:
             reason = "image"
         if reason is None:
+            time, looks = known[prediction_id]
+            path = paths[prediction_id]
             found.append(
-                LabelledImage(
-                    prediction_id, known[prediction_id], labels, paths[prediction_id], received_at
-                )
+                LabelledImage(prediction_id, time, labels, path, received_at, its.clients, looks)
             )
         else:
             left_out[reason] += 1
@@ -140,7 +190,7 @@ class LabelCounter:
     """Counts, again and again, the images since an alarm whose labels are new.
 
     For the monitor, which must neither stall nor grow: every count reads at most some 50,000 new
-    records, and keeps eight bytes of each of the last million.
+    records, and keeps sixteen bytes of each of the last million.
     """
 
     def __init__(
@@ -159,29 +209,51 @@ class LabelCounter:
         # Nobody labels an image before it was predicted.
         self._received_after = max(since, received_after)
         self._reader = RecordReader(settings.records, _COLUMNS, since.date())
+        self._least = settings.retrain_least_labels
+        self._trusted = settings.trusted_clients
         self._predicted: NDArray[np.int64] = np.empty(0, np.int64)
+        self._looks: NDArray[np.int64] = np.empty(0, np.int64)
+        self.left_out = 0  # by the last count: copies, and what is too much of one client's
 
     def count(self) -> int:
-        """As `Labels.recent` has them, once all records are read."""
-        said = _said_by_id(self._state, received_after=self._received_after)
+        """As `Labels.counted` has them, once all records are read."""
+        self.left_out = 0
+        said = said_of_ids(self._state, received_after=self._received_after)
         if not said:
             return 0
         self._read_on()
-        known = np.isin(_short(said), self._predicted).tolist()
-        return sum(
-            is_known
-            and _fault(answers, self._manifest) is None
+        labelled = [
+            (looks, its.clients)
+            for (prediction_id, its), looks in zip(
+                said.items(), self._looks_of(list(said)), strict=True
+            )
+            if looks is not None
+            and fault(its.answers, self._manifest) is None
             and find_image(self._images, prediction_id) is not None
-            for (prediction_id, answers), is_known in zip(said.items(), known, strict=True)
+        ]
+        counted = count_images(labelled, self._least, self._trusted)
+        self.left_out = len(labelled) - counted
+        return counted
+
+    def _looks_of(self, ids: Sequence[str]) -> list[int | None]:
+        """Of each id that a record was read of; None of others."""
+        wanted = _short(ids)
+        places = np.flatnonzero(np.isin(self._predicted, wanted))
+        known = dict(
+            zip(self._predicted[places].tolist(), self._looks[places].tolist(), strict=True)
         )
+        return [known.get(its) for its in wanted.tolist()]
 
     def _read_on(self) -> None:
         records = _of_model(self._reader.read_new(_ROWS_AT_ONCE), self._manifest.name)
         is_after = pyarrow.compute.greater_equal(
             records["time"], pa.scalar(self._since, records["time"].type)
         )
-        new = _short(records.filter(is_after)["id"].to_pylist())
-        self._predicted = np.concatenate([self._predicted, new])[-_IDS_KEPT:]
+        new = records.filter(is_after)
+        ids = _short(new["id"].to_pylist())
+        self._predicted = np.concatenate([self._predicted, ids])[-_IDS_KEPT:]
+        looks = np.array(_looks(new), np.int64)
+        self._looks = np.concatenate([self._looks, looks])[-_IDS_KEPT:]
 
 
 def forget_unjoined(settings: MonitoringSettings, state: Engine, after: datetime) -> datetime:
@@ -213,7 +285,7 @@ def forget_unjoined(settings: MonitoringSettings, state: Engine, after: datetime
     return until
 
 
-def _fault(answers: Answers, manifest: Manifest) -> str | None:
+def fault(answers: Answers, manifest: Manifest) -> str | None:
     """Why nothing can be learned from what was said of an image."""
     if len(answers) > 1:
         return "contradicted"
@@ -225,12 +297,12 @@ def _fault(answers: Answers, manifest: Manifest) -> str | None:
     return "unsuitable"
 
 
-def _said_by_id(
+def said_of_ids(
     state: Engine,
     received_until: datetime | None = None,
     received_after: datetime = BEGINNING,
-) -> dict[str, Answers]:
-    """The different answers of all clients with the time of the newest, by prediction.
+) -> dict[str, Said]:
+    """What all clients said, with the time of the newest, by prediction.
 
     With `received_after`, of predictions that something was said of since.
     """
@@ -241,35 +313,47 @@ def _said_by_id(
         wanted.append(its.prediction_id.in_(new))
     if received_until is not None:
         wanted.append(its.received_at <= received_until)
-    query = select(its.prediction_id, its.labels, its.received_at).where(*wanted)
-    said: dict[str, Answers] = {}
+    query = select(its.prediction_id, its.labels, its.received_at, its.client).where(*wanted)
+    said: dict[str, Said] = {}
     with state.connect() as connection:
         rows = connection.execute(query.order_by(its.prediction_id))
         for prediction_id, same in groupby(rows, key=lambda row: row.prediction_id):
             answers: Answers = {}
-            for _, labels, received_at in same:
+            clients = set()
+            for _, labels, received_at, client in same:
                 answer = tuple(json.loads(labels))
                 # SQLite keeps times in UTC but forgets that they are.
                 time = received_at.replace(tzinfo=UTC)
                 answers[answer] = max(answers.get(answer, BEGINNING), time)
-            said[prediction_id] = answers
+                clients.add(client)
+            said[prediction_id] = Said(answers, frozenset(clients))
     return said
 
 
 # --- records of ids ------------------------------------------------------------------------
 
 
-def _record_times(
+def _records_of(
     url: str, ids: Sequence[str], model: str, first_day: date | None
-) -> dict[str, datetime]:
-    """When predictions of a model name were made, of those that have records."""
+) -> dict[str, tuple[datetime, int]]:
+    """When predictions of a model name were made and their images' looks, where there are any."""
     if not ids:
         return {}
-    found: dict[str, datetime] = {}
+    found: dict[str, tuple[datetime, int]] = {}
     for records in _read(url, first_day):
         own = _of_model(_matching(records, ids), model)
-        found.update(zip(own["id"].to_pylist(), own["time"].to_pylist(), strict=True))
+        seen = zip(own["time"].to_pylist(), _looks(own), strict=True)
+        found.update(zip(own["id"].to_pylist(), seen, strict=True))
     return found
+
+
+def _looks(records: pa.Table) -> list[int]:
+    """A number for each image, equal where every measure of its pixels is.
+
+    Not of the file: the same picture is easily wrapped in other bytes.
+    """
+    columns = (records[name].to_pylist() for name in _LOOKS)
+    return [hash(its) for its in zip(*columns, strict=True)]
 
 
 def _read(url: str, first_day: date | None) -> Iterator[pa.Table]:

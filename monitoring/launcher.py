@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from model.errors import PlumblineError
 from model.state import retrainings
 from model.store import ModelStore
-from monitoring.labels import BEGINNING, LabelCounter, forget_unjoined
+from monitoring.labels import BEGINNING, NOT_COUNTED, LabelCounter, forget_unjoined
 from monitoring.retrain import Comparison, learned_until
 from monitoring.retraining_images import remove_unneeded
 from monitoring.retraining_lock import BY_ALARM, close_dead, has_row, last_retraining
@@ -107,10 +107,17 @@ class Launcher:
             until = last.started_at.replace(tzinfo=UTC) + cooldown
             if datetime.now(UTC) < until:
                 return f"cooling down until {until:%H:%M:%S} UTC"
+        if watch.class_mix_change()["recognised"]:
+            return (
+                "not needed: a change of the class mix alone explains the alarm; adjust with"
+                " plumbline monitor priors, or train anyway with plumbline retrain"
+            )
         count = self._count(watch, alarm)
         least = self._settings.retrain_least_labels
         if count < least:
-            return f"waiting for labels: {count} of {least} images since the alarm are labelled"
+            told = f"waiting for labels: {count} of {least} images since the alarm are labelled"
+            left_out = 0 if self._counter is None else self._counter.left_out
+            return f"{told}; {left_out} more {NOT_COUNTED}" if left_out else told
         return None
 
     def _count(self, watch: Watch, alarm: Alarm) -> int:

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 STATES = ("ok", "drift", "cannot promise", "waiting")
-SIDE_JOBS = ("reports", "retraining", "windows")
+SIDE_JOBS = ("reports", "retraining", "windows", "class mix", "feedback")
 
 
 class MonitorCollector(Collector):
@@ -55,6 +55,22 @@ class MonitorCollector(Collector):
             "plumbline_accuracy_estimate",
             "Accuracy estimated without labels (CBPE); absent when it is not to be believed.",
             status["accuracy_estimate"]["cbpe"] if status["accuracy_estimate"]["valid"] else None,
+        )
+        feedback = status.get("accuracy_from_feedback") or {}
+        yield _gauge(
+            "plumbline_feedback_accuracy",
+            "Accuracy of labelled images, micro F1 for several labels; absent without any.",
+            feedback.get("value"),
+        )
+        yield _gauge(
+            "plumbline_feedback_images",
+            "Labelled images that it is of.",
+            feedback.get("labelled"),
+        )
+        yield _gauge(
+            "plumbline_prior_shift",
+            "1 where a change of the class mix alone explains the last images.",
+            float(bool((status.get("prior_shift") or {}).get("recognised"))),
         )
         yield CounterMetricFamily(
             "plumbline_watched_images_total",

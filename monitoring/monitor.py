@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 
 from model.errors import MonitorError, StoreError
 from model.state import alarms, audit, record, write_transaction
@@ -48,6 +48,11 @@ class Monitor:
         content = state_file.load(self._path)
         if content is not None:
             self._restore(content)
+
+    @property
+    def state(self) -> Engine:
+        """The state database."""
+        return self._store.state
 
     @property
     def refused_files(self) -> int:
@@ -307,7 +312,14 @@ def empty_status(why: str = "") -> dict[str, Any]:
         "alarm_line": None,
         "alarms": [],
         "flagged_share": None,
-        "accuracy_estimate": {"cbpe": None, "atc": None, "valid": False},
+        "accuracy_estimate": {
+            "cbpe": None,
+            "atc": None,
+            "valid": False,
+            "cbpe_interval": None,
+            "atc_interval": None,
+            "why_invalid": "there is no champion to watch",
+        },
         "model": None,
     }
 

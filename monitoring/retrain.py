@@ -29,7 +29,7 @@ from model.bundle import Manifest
 from model.errors import MonitorError
 from model.state import alarms, record, write_transaction
 from model.store import ModelStore
-from monitoring.labels import BEGINNING, LabelledImage, Labels, labelled_images
+from monitoring.labels import BEGINNING, NOT_COUNTED, LabelledImage, Labels, labelled_images
 from monitoring.retraining_images import (
     TABLE,
     new_folder,
@@ -99,10 +99,13 @@ def retrain(settings: MonitoringSettings, why: str) -> Comparison:
     asked_at = datetime.now(UTC)  # what is said from here on is new the next time
     labels = new_labels(settings, store, manifest, received_until=asked_at)
     recent = labels.recent
-    if len(recent) < settings.retrain_least_labels:
+    counted = labels.counted(settings.retrain_least_labels, settings.trusted_clients)
+    if counted < settings.retrain_least_labels:
         told = f"; of the others, {labels.left_out}" if labels.left_out else ""
+        if counted < len(recent):
+            told += f"; {len(recent) - counted} more {NOT_COUNTED}"
         raise NoNewLabelsError(
-            f"{len(recent)} images with new labels{labels.since_in_words}, and"
+            f"{counted} images with new labels{labels.since_in_words}, and"
             f" PLUMBLINE_RETRAIN_LEAST_LABELS is {settings.retrain_least_labels}: not"
             f" retraining{told}"
         )

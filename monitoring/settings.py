@@ -133,6 +133,13 @@ class MonitoringSettings(ModelSettings):
         description="Least time between two retrainings that alarms start, in seconds.",
     )
 
+    retrain_trusted_clients: str = Field(
+        default="",
+        description="Clients, separated by commas, whose labels count in full toward "
+        "PLUMBLINE_RETRAIN_LEAST_LABELS though others label too; those of any other make up at "
+        "most half of it.",
+    )
+
     @field_validator("monitor_on", mode="after")
     @classmethod
     def _monitor_has_a_port(cls, value: str) -> str:
@@ -149,6 +156,12 @@ class MonitoringSettings(ModelSettings):
         if self.record_merge_seconds is None:
             return self.record_flush_seconds + _WRITING_SECONDS
         return self.record_merge_seconds
+
+    @property
+    def trusted_clients(self) -> frozenset[str]:
+        """Whose labels count in full."""
+        names = (its.strip() for its in self.retrain_trusted_clients.split(","))
+        return frozenset(its for its in names if its)
 
     @property
     def images(self) -> Path:

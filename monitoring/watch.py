@@ -16,10 +16,21 @@ import pyarrow as pa
 
 from model.bundle import REFERENCE, Bundle
 from model.decision import probabilities
-from monitoring.accuracy import atc, atc_threshold, believable, cbpe, expected_labels
+from monitoring.accuracy import (
+    AtcReference,
+    atc,
+    atc_interval,
+    cbpe,
+    cbpe_interval,
+    expected_labels,
+    why_invalid,
+)
+from monitoring.class_mix import ClassMix, sample_of
 from monitoring.evidence import STREAMS, Evidence
+from monitoring.prior_shift import untold
 from monitoring.reasons import MEASURED, Calibration, Reasons
 from monitoring.records import read_records
+from monitoring.reference_accuracy import atc_reference
 from monitoring.sampling import BLOCK, Dependence, Repeats, Sampler
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import (
@@ -92,7 +103,7 @@ class Watch:
         self.dependence = Dependence(DEPENDENCE_IMAGES)
         self.repeats = Repeats(back=REPEATS_BACK, window_images=DEPENDENCE_IMAGES)
         self.line = self.evidence.alarm_line(settings.false_alarm_images)
-        self._atc_threshold = _reference_atc_threshold(bundle)
+        self._atc_reference: AtcReference | None = atc_reference(bundle)
         self.images_served = 0
         self.images_sampled = 0
         self.last_image_seconds: float | None = None  # Unix time
@@ -102,8 +113,8 @@ class Watch:
         self.resets_seen = 0  # number of the last one in the audit
         self._reset_seconds = -math.inf  # Unix time of it
         self.flags: deque[bool] = deque(maxlen=WINDOW_IMAGES)
-        # Per image: expected right labels, labels given, labels expected.
-        self.expected: deque[tuple[float, float, float]] = deque(maxlen=WINDOW_IMAGES)
+        # Per image: what `expected_labels` gives.
+        self.expected: deque[tuple[float, ...]] = deque(maxlen=WINDOW_IMAGES)
         self.confidences: deque[float] = deque(maxlen=WINDOW_IMAGES)
         self.labels: deque[list[str]] = deque(maxlen=WINDOW_IMAGES)
         self.last_flagged: deque[dict[str, Any]] = deque(maxlen=FLAGGED_KEPT)
@@ -114,6 +125,7 @@ class Watch:
         self.window = Window(COMPARED)
         self._comparison: Comparison | None = None  # made when first needed
         self._reasons: Reasons | None = None  # so too
+        self._class_mix = ClassMix(bundle, self.alpha)
         self._now: tuple[int, dict[str, Any]] = (-1, {})  # sampled images when it was made
         self.explained: dict[str, Any] | None = None  # what had changed at the alarm
 
@@ -127,10 +139,14 @@ class Watch:
         streams = streams_of(records, self.manifest)
         answers = _answers(records)
         components, flagged = components_of(records), records["flagged"].to_pylist()
-        self._note(records, streams["confidence"])
+        chances = probabilities(logits_of(records), self.manifest.calibration, self.manifest.task)
+        given = accepted_labels(records, self.manifest.classes)
+        self._note(records, streams["confidence"], expected_labels(chances, given))
         alarms = []
+        sampled_before = []
         for row, arrival in enumerate(arrivals_of(records)):
             self.images_served += 1
+            sampled_before.append(self.images_sampled)
             self.last_image_seconds = arrival.seconds
             if self.images_served % BLOCK == 0:
                 self._renew_promise()
@@ -154,6 +170,8 @@ class Watch:
             if alarm is not None:
                 alarms.append(alarm)
             self._remember_point()
+        images = sample_of(streams, components, chances, given, np.array(flagged, bool))
+        self._class_mix.add(images, sampled_before)
         return alarms
 
     @property
@@ -240,6 +258,7 @@ class Watch:
             drifted = self.evidence.images - self.drift.after_images + BEFORE_ALARM_IMAGES
         self.drift = self.explained = None
         self.window.clear()
+        self._class_mix.clear()
         self._now = (-1, {})
         self.evidence.reset(drifted)
 
@@ -258,6 +277,16 @@ class Watch:
             self._comparison = _comparison(self.bundle, self._settings, self.alpha)
         return self._comparison.explain(self.window.images(), alarm=alarm)
 
+    def class_mix_change(self) -> dict[str, Any]:
+        """Whether a change of the class mix alone explains the last images; see `PriorShift`.
+
+        Of the images since the last change of any stream, where `explain` finds one.
+        """
+        why = self.why_no_promise
+        if why is not None:
+            return untold(len(self.window), f"The class mix cannot be told: {why}.")
+        return self._class_mix.explain(self.images_sampled - int(self.explain()["images"]))
+
     def flagged_share(self) -> float | None:
         """Of the last images; None before there are any."""
         return sum(self.flags) / len(self.flags) if self.flags else None
@@ -268,13 +297,24 @@ class Watch:
         return {name: count / len(self.labels) for name, count in counts.most_common()}
 
     def accuracy_estimate(self) -> dict[str, Any]:
-        """`cbpe` and `atc`, null where there is no estimate, and whether to believe them."""
-        threshold = self._atc_threshold
+        """`cbpe` and `atc` with 95 % intervals, and whether to believe them, or why not.
+
+        Null where there is no estimate: without images, and ATC for several labels.
+        """
+        expected = np.array(self.expected).reshape(-1, 5)
+        confidences = np.array(self.confidences)
+        # Restored states of before there were intervals hold fewer of what is expected.
+        right, confidences = expected[:, 0], confidences[len(confidences) - len(expected) :]
+        task, reference = self.manifest.task, self._atc_reference
+        drift = None if self.drift is None else self.drift.stream
+        why = why_invalid(sum(self.flags), len(self.flags), self.alpha, drift)
         return {
-            "cbpe": cbpe(np.array(self.expected).reshape(-1, 3), self.manifest.task),
-            "atc": None if threshold is None else atc(np.array(self.confidences), threshold),
-            "valid": self.drift is None
-            and believable(sum(self.flags), len(self.flags), self.alpha),
+            "cbpe": cbpe(expected, task),
+            "atc": None if reference is None else atc(confidences, reference.at_value),
+            "valid": why is None,
+            "cbpe_interval": cbpe_interval(expected, task, self.calibration_images),
+            "atc_interval": reference and atc_interval(confidences, reference, right),
+            "why_invalid": why,
         }
 
     def to_state(self) -> dict[str, Any]:
@@ -321,7 +361,8 @@ class Watch:
         if self.resets_seen:
             self._reset_seconds = float(state["reset_seconds"])
         self.flags.extend(map(bool, state["flags"]))
-        self.expected.extend(tuple(its) for its in state["expected"])
+        # States of before there were intervals hold three figures of each image.
+        self.expected.extend(tuple(its) for its in state["expected"] if len(its) == 5)
         self.confidences.extend(state["confidences"])
         self.labels.extend(state["labels"])
         self.last_flagged.extend(state["last_flagged"])
@@ -329,14 +370,11 @@ class Watch:
         self._history_step = int(state["history_step"])
         self.explained = state.get("explained")  # states of before have none
 
-    def _note(self, records: pa.Table, confidences: FloatArray) -> None:
+    def _note(self, records: pa.Table, confidences: FloatArray, expected: FloatArray) -> None:
         """Keep what the page and the accuracy estimates show of the last images."""
         flags = records["flagged"].to_pylist()
         self.flags.extend(flags)
-        manifest = self.manifest
-        chances = probabilities(logits_of(records), manifest.calibration, manifest.task)
-        sums = expected_labels(chances, accepted_labels(records, manifest.classes))
-        self.expected.extend(map(tuple, sums.tolist()))
+        self.expected.extend(map(tuple, expected.tolist()))
         self.confidences.extend(confidences.tolist())
         self.labels.extend(records["labels"].to_pylist())
         for row in np.flatnonzero(flags)[-FLAGGED_KEPT:].tolist():
@@ -436,12 +474,3 @@ def _new_sampler(settings: MonitoringSettings) -> Sampler:
         client_images=settings.sample_client_images,
         client_seconds=settings.sample_client_seconds,
     )
-
-
-def _reference_atc_threshold(bundle: Bundle) -> float | None:
-    """Of single-label models; None where the manifest states no accuracy."""
-    accuracy = bundle.manifest.metrics.get("accuracy")
-    if bundle.manifest.task != "single" or accuracy is None or accuracy.value is None:
-        return None
-    records = read_records(str(bundle.path(REFERENCE)), ["confidence"])
-    return atc_threshold(records["confidence"].to_numpy(), accuracy.value)

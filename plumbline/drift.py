@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import click
-import httpx
 import numpy as np
 from PIL import Image, ImageFilter
 
@@ -26,6 +25,7 @@ from model.images import InputSpec, Pixels
 from model.settings import read_settings
 from model.store import ModelStore
 from plumbline.client import Client
+from plumbline.monitor_status import monitor_status
 from plumbline.settings import ClientSettings
 from service.settings import ServiceSettings
 from training.self_check import made_foreign_images
@@ -107,17 +107,8 @@ class MonitorPages:
         self._told = ""
 
     def status(self) -> dict[str, Any]:
-        """`GET /api/status`. Raises `MonitorError` when there is no answer."""
-        try:
-            answer = httpx.get(f"{self._url}/api/status", timeout=10)
-            found = answer.raise_for_status().json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise MonitorError(
-                f"no monitor answers at {self._url}: {error}; start it with plumbline monitor,"
-                " or everything with make up"
-            ) from error
-        assert isinstance(found, dict)
-        return found
+        """As `monitor_status` has it."""
+        return monitor_status(self._url)
 
     def show(self) -> str:
         """Tell what is new; gives the state."""
@@ -211,7 +202,7 @@ class Player:
             if waits and waits.partition(":")[0] != told.partition(":")[0]:
                 say(f"monitor: retraining: {waits}")
             told = waits
-            if waits.startswith("cooling down"):
+            if waits.startswith(("cooling down", "not needed")):
                 return False
             self._send(batch)
         say("the images ended before a retraining was started")

@@ -11,6 +11,7 @@ from model.errors import SettingsError
 from model.settings import read_settings
 from monitoring.settings import MonitoringSettings
 from plumbline.output import end_by_exception
+from plumbline.priors_command import priors
 from service.settings import ServiceSettings
 
 
@@ -30,6 +31,9 @@ def monitor(ctx: click.Context, host: str | None, port: int | None) -> None:
         address = f"{host or own_host}:{port or own_port}"
         settings = settings.model_copy(update={"monitor_on": address})
     run_monitor(settings)
+
+
+monitor.add_command(priors)
 
 
 @monitor.command("reset")

@@ -15,6 +15,7 @@ from model.bundle import (
     OUTLIER,
     REFERENCE,
     REPORT,
+    TRUTH,
     Bundle,
     Manifest,
     OutlierSummary,
@@ -32,6 +33,7 @@ from model.errors import DataError
 from model.store import ModelStore
 from model.whole_embedding import WholeEmbedding
 from monitoring.outlier import BANK_LIMIT, NEIGHBOURS
+from monitoring.truth import truth_arrays
 from training.conformal import summarise_sets
 from training.cross_fitting import FOLDS
 from training.deciding import Decided, decide_by, is_cross_fitted, labels_before_flags
@@ -69,6 +71,7 @@ def pack(
         save_arrays(directory / OUTLIER, outlier_arrays(trained, findings))
         save_arrays(directory / CONFORMAL_SETS, sets.to_arrays())
         write_reference(directory / REFERENCE, manifest, trained, findings)
+        save_arrays(directory / TRUTH, truth_arrays(trained.calibration.targets))
         write_model_card(directory / REPORT, manifest, trained, findings)
         seal(manifest)
     for name, gate in manifest.engines.items():

@@ -52,6 +52,17 @@ def test_temperature_divides_the_logits():
     assert hot[0] == pytest.approx(expected, abs=1e-6)
 
 
+def test_priors_multiply_the_probabilities_of_a_temperature():
+    logits = rows([2.0, 1.0, 0.0])
+    hot = probabilities(logits, Calibration(method="temperature", temperature=2), "single")
+    added = tuple(np.log([1.0, 3.0, 0.5]).tolist())
+    calibration = Calibration(method="temperature and priors", temperature=2, intercepts=added)
+    found = probabilities(logits, calibration, "single")
+    expected = hot[0] * [1.0, 3.0, 0.5]
+    assert found.dtype == np.float32
+    assert found[0] == pytest.approx(expected / expected.sum(), abs=1e-6)
+
+
 def test_platt_scales_and_shifts_each_class_by_itself():
     platt = Calibration(method="platt", slopes=(1, 2, 3), intercepts=(0, -1, 1))
     chances = probabilities(rows([1.0, 1.0, -1.0]), platt, "multi")

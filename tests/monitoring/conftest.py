@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.bundle import OUTLIER, REFERENCE, save_arrays
+from model.bundle import (
+    CONFORMAL_SETS,
+    OUTLIER,
+    REFERENCE,
+    REPORT,
+    TRUTH,
+    SetsSummary,
+    save_arrays,
+)
+from model.conformal_sets import ConformalSets
+from model.decision import Calibration, Thresholds, probabilities, softmax
 from model.store import ModelStore
 from monitoring.evidence import STREAMS
 from monitoring.outlier import RECORD_COMPONENTS
 from monitoring.records import Record, write_records
+from monitoring.samples import Sample
+from monitoring.truth import truth_arrays
 
 START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 CLASSES = ("circle", "square", "star")
@@ -86,3 +99,118 @@ def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[[int], st
         return store.promote(f"shapes:{version}").tag
 
     return add
+
+
+@dataclass(frozen=True)
+class World:
+    """Images of three classes whose probabilities are known exactly.
+
+    An image is three numbers of deviation one; that of its class is `SEPARATION` higher.
+    """
+
+    logits: np.ndarray  # N x C; softmax gives the probabilities under equal shares
+    targets: np.ndarray  # N
+    sample: Sample
+
+
+SEPARATION = 1.7
+
+
+def draw_world(
+    count: int, seed: int, shares=(1 / 3, 1 / 3, 1 / 3), *, brighter: float = 0.0
+) -> World:
+    """`brighter` moves the brightness of images within classes, which is another for each class."""
+    rng = np.random.default_rng(seed)
+    targets = rng.choice(3, count, p=shares)
+    images = rng.normal(size=(count, 3))
+    images[np.arange(count), targets] += SEPARATION
+    logits = (images * SEPARATION).astype(np.float32)
+    chances = softmax(logits).astype(np.float64)
+    numbers = {
+        "outlier_score": rng.normal(size=count) + 0.2 * targets,
+        "confidence": chances.max(axis=1),
+        "brightness": rng.normal(0.4, 0.1, count) + 0.1 * targets + brighter,
+        "sharpness": rng.gamma(2.0, 0.05, count),
+    }
+    given = chances == chances.max(axis=1, keepdims=True)
+    sample = Sample(chances, given, numbers, images, rng.random(count) < 0.01, targets)
+    return World(logits, targets, sample)
+
+
+@pytest.fixture(scope="session")
+def world() -> Callable[..., World]:
+    """`world(count, seed, shares=..., brighter=...)`."""
+    return draw_world
+
+
+@pytest.fixture
+def of_world(world, draw):
+    """`of_world(tag, count, seed, shares)`: of a world; gives them with their classes."""
+
+    def make(tag: str, count: int, seed: int, shares=(1 / 3, 1 / 3, 1 / 3)):
+        its = world(count, seed, shares)
+        sample = its.sample
+        p_values = np.random.default_rng(seed).random(count)
+        made = [
+            replace(
+                record,
+                logits=its.logits[row],
+                labels=[CLASSES[int(its.logits[row].argmax())]],
+                confidence=float(sample.chances[row].max()),
+                brightness=float(sample.numbers["brightness"][row]),
+                sharpness=float(sample.numbers["sharpness"][row]),
+                outlier_score=float(sample.numbers["outlier_score"][row]),
+                p_value=float(p_values[row]),
+                flagged=bool(p_values[row] <= 0.01),
+            )
+            for row, record in enumerate(draw(tag, count, seed))
+        ]
+        return made, its.targets
+
+    return make
+
+
+@pytest.fixture
+def champion(store, make_manifest, fill_bundle, of_world):
+    """`champion(truth=True)`: a bundle whose calibration split is of a world."""
+
+    def make(*, truth: bool = True):
+        with store.registering("shapes") as (version, directory, seal):
+            fill_bundle(directory)
+            made, targets = of_world("calibration", 3_000, 99)
+            arrays = {
+                f"edges.{name}": np.linspace(-3, 3, 31, dtype=np.float32)
+                for name in STREAMS
+                if name != "predicted_class"
+            }
+            arrays["edges.confidence"] = np.linspace(0.35, 0.99, 31, dtype=np.float32)
+            arrays["edges.brightness"] = np.linspace(0.2, 0.9, 31, dtype=np.float32)
+            arrays["edges.sharpness"] = np.linspace(0.01, 0.4, 31, dtype=np.float32)
+            arrays["calibration"] = np.sort([its.outlier_score for its in made]).astype(np.float32)
+            save_arrays(directory / OUTLIER, arrays)
+            write_records(Path(directory / REFERENCE), made)
+            (directory / REPORT).write_text("<html><main>the card</main></html>")
+            as_it_is = Calibration(method="temperature", temperature=1.0)
+            chances = probabilities(np.stack([its.logits for its in made]), as_it_is, "single")
+            sets = ConformalSets.fit(chances, targets, "single")
+            save_arrays(directory / CONFORMAL_SETS, sets.to_arrays())
+            if truth:
+                save_arrays(directory / TRUTH, truth_arrays(targets))
+            seal(
+                make_manifest(
+                    version=version,
+                    classes=CLASSES,
+                    calibration=as_it_is,
+                    thresholds=Thresholds(objective="most probable class"),
+                    prediction_sets=SetsSummary(
+                        calibration_images=3_000,
+                        highest_coverage=0.999,
+                        promise="a promise",
+                        statement="a statement",
+                        measured_on="test",
+                    ),
+                )
+            )
+        return store.load(store.promote(f"shapes:{version}"))
+
+    return make

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from model.state import retrainings
 from monitoring.app import MonitorProcess
 from monitoring.launcher import Launcher
+from monitoring.metrics import SIDE_JOBS
 from monitoring.monitor import Monitor
 from monitoring.records import write_records
 from monitoring.reports import ReportLauncher
@@ -62,7 +63,7 @@ def test_what_is_different_now_is_told(page):
 
 def test_all_is_well_has_no_trouble(page):
     assert (status(page)["state"], status(page)["failure"]) == ("ok", None)
-    assert status(page)["side_jobs"] == {"reports": None, "retraining": None, "windows": None}
+    assert status(page)["side_jobs"] == dict.fromkeys(SIDE_JOBS)
     assert 'plumbline_monitor_side_job_failing{job="retraining"} 0.0' in page.get("/metrics").text
     assert "went wrong" not in page.get("/").text
 
@@ -79,6 +80,23 @@ def test_a_retraining_that_cannot_be_looked_at_leaves_the_promise_alone(page, st
     assert "Beside the watching, retraining went wrong" in page.get("/").text
     retrainings.create(store.state)
     wait_for(lambda: status(page)["side_jobs"]["retraining"] is None)
+
+
+def test_accuracy_is_told_with_its_interval_and_where_it_comes_from(page):
+    wait_for(lambda: status(page)["accuracy_from_feedback"] is not None)
+    estimate = status(page)["accuracy_estimate"]
+    low, high = estimate["cbpe_interval"]
+    assert low < estimate["cbpe"] < high
+    assert (estimate["valid"], estimate["why_invalid"]) == (True, None)
+    assert status(page)["accuracy_from_feedback"]["labelled"] == 0
+    assert "expected by the probabilities (CBPE)" in page.get("/").text
+    assert f"{low:.3f} to {high:.3f}" in page.get("/").text
+
+
+def test_the_class_mix_is_told_or_why_it_is_not(page):
+    wait_for(lambda: status(page)["prior_shift"] is not None)
+    assert "100 images are too few" in status(page)["prior_shift"]["sentence"]
+    assert "plumbline_prior_shift 0.0" in page.get("/metrics").text
 
 
 def test_a_report_that_went_wrong_is_told(page, reports):

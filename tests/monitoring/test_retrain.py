@@ -648,6 +648,33 @@ class TestLauncher:
         (command,) = started
         assert command[-2:] == ["--why", f"alarm: brightness at {drifting.drift.time}"]
 
+    def test_a_change_of_the_class_mix_alone_starts_none_and_says_what_to_do(
+        self, store, settings, drifting, production, started, monkeypatch
+    ):
+        production(drifting.manifest.tag, LEAST, seed=2)
+        explained = {"recognised": True}
+        monkeypatch.setattr(drifting, "class_mix_change", lambda: explained)
+        launcher = Launcher(settings, store)
+        launcher.consider(drifting)
+        assert started == []
+        assert "not needed: a change of the class mix alone explains" in launcher.waiting_for
+        explained["recognised"] = False
+        Launcher(settings, store).consider(drifting)
+        assert len(started) == 1
+
+    def test_a_flood_from_one_of_several_clients_starts_none_and_is_told(
+        self, store, settings, drifting, production, started
+    ):
+        production(drifting.manifest.tag, 5 * LEAST, seed=2, client="mallory")
+        production(drifting.manifest.tag, 2, seed=3, client="anna")
+        launcher = Launcher(settings, store)
+        launcher.consider(drifting)
+        assert started == []
+        assert "7 of 10 images since the alarm are labelled; 45 more" in launcher.waiting_for
+        assert "PLUMBLINE_RETRAIN_TRUSTED_CLIENTS" in launcher.waiting_for
+        with pytest.raises(NoNewLabelsError, match="7 images with new labels"):
+            retrain(settings, "a test")
+
     def test_the_same_alarm_does_not_start_another(
         self, store, settings, drifting, production, started, commands
     ):

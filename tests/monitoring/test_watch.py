@@ -120,6 +120,20 @@ def test_an_alarm_is_explained_and_the_explanation_outlives_a_restart(watch, dra
     assert (its.explained, len(its.window)) == (None, 0)
 
 
+def test_a_state_of_before_there_were_intervals_is_gone_on_with(watch, draw):
+    its = watch()
+    its.take(to_table(draw(its.manifest.tag, 100, 1)))
+    state = its.to_state()
+    state["expected"] = [row[:3] for row in state["expected"]]
+    again = watch()
+    again.restore(state)
+    assert again.accuracy_estimate()["cbpe"] is None
+    again.take(to_table(draw(its.manifest.tag, 50, 2)))
+    estimate = again.accuracy_estimate()
+    low, high = estimate["atc_interval"]
+    assert low < estimate["atc"] < high
+
+
 def test_a_state_of_before_there_were_explanations_is_gone_on_with(watch, draw):
     its = watch()
     its.take(to_table(draw(its.manifest.tag, 100, 1)))

@@ -19,6 +19,7 @@ from model.decision import Task
 from model.network import Network
 from model.store import ModelStore
 from monitoring.records import read_records
+from monitoring.truth import true_targets
 from training.decoding_bar import DecodingBar
 from training.fine_tuning import LINEAR_HEAD_KEPT
 from training.history import EpochRecord, TrainingHistory
@@ -100,6 +101,7 @@ def test_multi_label_csv_gives_a_registered_version_with_platt_and_one_threshold
     assert any("went from fit to calibration" in note for note in manifest.data.notes)
     assert said[-1] == manifest.outlier.statement
     assert read_records(bundle.path(REFERENCE)).num_rows == 120
+    assert true_targets(bundle).shape[0] == 120
 
 
 @pytest.mark.slow
