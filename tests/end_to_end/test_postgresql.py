@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from model.state import open_state, versions, write_transaction
 from tests.end_to_end.test_lifecycle import metric, wait_until
-from tests.end_to_end.test_service import a_sneaker, encode
+from tests.end_to_end.test_service import a_sneaker
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def test_predictions_go_on_while_the_database_is_gone_and_what_is_lost_is_counte
     home, url = trained.copy(tmp_path / "home"), postgresql.new_database()
     move_versions(home, url)
     (home / "state.sqlite").unlink()
-    image = encode(a_sneaker(garment_images))
+    image = a_sneaker(garment_images)
     with serving(home, state_url=url) as server, httpx.Client(base_url=server.url) as client:
 
         def predict() -> str:
