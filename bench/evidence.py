@@ -173,7 +173,7 @@ def speed(home: Path) -> bool:
 def speed_of_monitor(home: Path, day_files: int) -> bool:
     """The same by `Monitor.poll` over a day's files; whether a promise is missed."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = MonitoringSettings(home=Path(folder))
+        settings = MonitoringSettings(home=Path(folder), record_merge_seconds=0.0)
         store = ModelStore(ModelSettings(home=home, state_url=copied_state(home, Path(folder))))
         bundle = store.load(store.champion())
         day = write_day(bundle, Path(settings.records), day_files)

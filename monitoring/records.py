@@ -205,7 +205,7 @@ class RecordSink:
         now = self._named_at = max(datetime.now(UTC), self._named_at)
         day, name = f"date={now:%Y-%m-%d}", f"{now:%H%M%S%f}-{uuid.uuid4().hex[:12]}.parquet"
         try:
-            self._store.put(day, name, lambda file: _write_file(file, records))
+            self._store.put(day, name, lambda file: write_file(file, records))
             self.written += len(records)
         except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
             self._dropped_unwritten += len(records)
@@ -234,7 +234,7 @@ class RecordSink:
             log.info("removed %d record files that were too old", removed)
 
 
-def _write_file(file: Any, records: Sequence[Record]) -> None:
+def write_file(file: Any, records: Sequence[Record]) -> None:
     """As Parquet; a few records as they are: packing them takes longer, and no less room."""
     is_small = len(records) <= SMALL_FILE_ROWS
     pyarrow.parquet.write_table(

@@ -83,17 +83,10 @@ def check_keys(settings: ServiceSettings) -> None:
 
 def check_records(url: str) -> None:
     """Raise `SettingsError` when records cannot be written to a URL of this kind."""
-    if "://" not in url:  # a folder
-        return
-    import fsspec
+    if "://" in url:  # a folder needs nothing
+        from monitoring.record_store import RecordStore
 
-    try:
-        fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise SettingsError(
-            f"PLUMBLINE_RECORDS_URL={url!r}: {error}; valid is a folder or a URL whose fsspec"
-            " package is installed"
-        ) from error
+        RecordStore(url)
 
 
 def _export(settings: ServiceSettings) -> None:

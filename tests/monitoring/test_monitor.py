@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pyarrow.parquet
 import pytest
 from sqlalchemy import select
 
@@ -274,6 +276,57 @@ def test_records_of_other_versions_are_counted_apart(store, settings, watched, p
     monitor.poll()
     assert monitor.records_total == {"watched": 10, "other version": 5, "unknown version": 3}
     assert shown(monitor)["images_served"] == 10
+
+
+def test_what_is_no_record_of_ours_is_named_counted_and_loses_nothing_beside_it(
+    store, settings, watched, put, draw, caplog
+):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    good = draw(tag, 30, 1)
+    put(good[:10])
+    put(good[10:20] + good[5:15])  # ten of them again
+    put(good[20:] + draw("shapes:20200101-00000000", 3, 3))
+    folder = store.home / "records" / "date=2026-03-04"
+    content = (folder / "000000.parquet").read_bytes()
+    (folder / "torn.parquet").write_bytes(content[:-50])
+    table = pyarrow.parquet.read_table(folder / "000001.parquet", partitioning=None)
+    other = table.replace_schema_metadata({"plumbline_schema": "2"})
+    pyarrow.parquet.write_table(other, folder / "of-another-version.parquet")
+    for _ in range(2):
+        monitor.poll()
+        monitor = Monitor(settings, store)
+    monitor.poll()
+    assert monitor.records_total == {"watched": 30, "duplicate": 10, "unknown version": 3}
+    assert (monitor.refused_files, shown(monitor)["images_served"]) == (2, 30)
+    for said in (
+        "torn.parquet is left out",
+        "of-another-version.parquet is left out: it holds no prediction records: it is of schema",
+        "10 records are left out: those with their ids came before",
+        "records of shapes:20200101-00000000, a version that is not in the store, are left out",
+    ):
+        assert caplog.text.count(said) == 1, said
+
+
+def test_a_reset_waits_for_the_records_from_before_it_that_are_held_back(
+    store, settings, watched, put, draw, after_now
+):
+    tag = watched()
+    settings = settings.model_copy(update={"record_merge_seconds": 1.0})
+    monitor = Monitor(settings, store)
+    put(draw(tag, 300, 1, darker=0.3))
+    monitor.poll()
+    assert shown(monitor)["state"] == "drift"
+    put(after_now(tag, 40, 2))  # within these 40 milliseconds
+    time.sleep(0.1)
+    ask_for_reset(settings, "a lamp was out")
+    monitor.poll()
+    assert (shown(monitor)["state"], shown(monitor)["images_served"]) == ("drift", 300)
+    time.sleep(1.1)
+    monitor.poll()
+    status = shown(monitor)
+    assert (status["state"], status["images_since_reset"]) == ("ok", 0)
+    assert (status["images_served"], status["images_sampled"]) == (340, 340)
 
 
 def test_records_that_cannot_be_this_versions_are_refused_and_counted(

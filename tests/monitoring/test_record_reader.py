@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from monitoring import record_decoding, record_reader
 from monitoring.record_reader import RecordReader
-from monitoring.records import write_records
+from monitoring.records import write_file, write_records
 from monitoring.streams import COLUMNS
 
 
@@ -141,13 +142,12 @@ def test_folders_of_the_future_do_not_hide_the_present(reader, put):
 
 def test_a_store_that_cannot_be_read_now_is_tried_again(reader, put, monkeypatch):
     put("2026-03-04", "a.parquet")
-    cat_file = reader._store.files.cat_file
-    monkeypatch.setattr(
-        reader._store.files, "cat_file", lambda path: (_ for _ in ()).throw(OSError("x"))
-    )
+    content = reader._store.content
+    fail = lambda *given: (_ for _ in ()).throw(OSError("x"))  # noqa: E731
+    monkeypatch.setattr(reader._store, "content", fail)
     with pytest.raises(OSError, match="x"):
         reader.read_new()
-    monkeypatch.setattr(reader._store.files, "cat_file", cat_file)
+    monkeypatch.setattr(reader._store, "content", content)
     assert (len(reader.read_new()), reader.refused_files) == (10, 0)
 
 
@@ -178,6 +178,12 @@ def mistyped(path: Path) -> None:
     place = table.schema.get_field_index("confidence")
     strings = pa.array(["sure"] * len(table))
     pyarrow.parquet.write_table(table.set_column(place, "confidence", strings), path)
+
+
+def of_another_version(path: Path) -> None:
+    """Columns of the same names and types, that may mean something else."""
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"plumbline_schema": "2"}), path)
 
 
 def holed(path: Path) -> None:
@@ -233,7 +239,7 @@ def overlong(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        *(torn, junk, empty, foreign, mistyped, holed, misspelt, holed_within),
+        *(torn, junk, empty, foreign, mistyped, of_another_version, holed, misspelt, holed_within),
         *(folder, dangling, pipe, long_winded, overlong),
     ],
 )
@@ -246,18 +252,74 @@ def test_what_holds_no_records_is_left_out_once(reader, put, damage, caplog):
     assert caplog.text.count("bad.parquet is left out") == 1
 
 
+@pytest.mark.parametrize("damage", [torn, mistyped, of_another_version, misspelt, holed_within])
+def test_one_bad_file_among_many_small_ones_is_found_and_the_others_are_whole(
+    reader, put, damage, caplog
+):
+    """They are checked together."""
+    for number in range(40):
+        put("2026-03-04", f"{number:02d}.parquet", 3, seed=number)
+    damage(put("2026-03-04", "20.parquet", 10, seed=20))
+    found = reader.read_new()
+    assert (len(found), reader.refused_files) == (39 * 3, 1)
+    assert caplog.text.count("is left out") == caplog.text.count("20.parquet is left out") == 1
+    found.validate(full=True)
+
+
+def test_small_files_are_read_as_large_ones_are(put, tmp_path, draw):
+    records = [
+        replace(its, labels=labels, model=f"shapes:{number}", client=f"client {number}")
+        for number, (its, labels) in enumerate(
+            zip(draw("shapes:1", 30, 1), [["star"], [], ["a", "b"]] * 10, strict=True)
+        )
+    ]
+    whole, parts = tmp_path / "whole" / "date=2026-03-04", tmp_path / "parts" / "date=2026-03-04"
+    whole.mkdir(parents=True)
+    parts.mkdir(parents=True)
+    write_records(whole / "a.parquet", records)
+    for number in range(10):
+        with (parts / f"{number}.parquet").open("wb") as file:
+            write_file(file, records[3 * number : 3 * number + 3])
+    one, other = (
+        RecordReader(str(folder.parent), ("model", *COLUMNS)).read_new()
+        for folder in (whole, parts)
+    )
+    assert one.equals(other.combine_chunks())
+
+
+def test_many_small_files_are_looked_through_one_by_one_only_to_find_a_fault(
+    reader, put, monkeypatch
+):
+    for number in range(30):
+        put("2026-03-04", f"{number:02d}.parquet", 3, seed=number)
+    looked = []
+    whole = record_decoding.Decoder.whole
+    monkeypatch.setattr(
+        record_decoding.Decoder, "whole", lambda *its: looked.append(1) or whole(*its)
+    )
+    assert (len(reader.read_new()), len(looked)) == (90, 1)
+
+
+def test_a_small_file_that_says_it_unfolds_is_looked_through_by_itself(reader, put):
+    """Few rows, and lists of more values than a file among many may have."""
+    put("2026-03-04", "a.parquet", 3, seed=1)
+    path = put("2026-03-04", "b.parquet", 3, seed=2)
+    exchanged(path, "logits", pa.array([np.zeros(60_000, np.float32)] * 3, pa.list_(pa.float32())))
+    assert (len(reader.read_new()), reader.refused_files) == (6, 0)
+
+
 def test_a_file_that_must_not_be_read_holds_up_no_other(reader, put, monkeypatch):
     """As root every file may be read, so this one's refusal is stood in for."""
     bad = str(put("2026-03-04", "bad.parquet", seed=1))
     put("2026-03-04", "good.parquet", seed=2)
-    cat_file = reader._store.files.cat_file
+    content = reader._store.content
 
-    def forbid(path: str) -> bytes:
+    def forbid(path: str, limit_bytes: int) -> bytes:
         if path == bad:
             raise PermissionError(path)
-        return cat_file(path)
+        return content(path, limit_bytes)
 
-    monkeypatch.setattr(reader._store.files, "cat_file", forbid)
+    monkeypatch.setattr(reader._store, "content", forbid)
     assert [len(reader.read_new()) for _ in range(2)] == [10, 0]
     assert reader.refused_files == 1
 
@@ -289,7 +351,7 @@ def test_a_few_bytes_do_not_unfold_into_all_the_memory(reader, put):
 def test_a_file_of_too_many_bytes_is_not_even_opened(reader, put, monkeypatch):
     monkeypatch.setattr(record_reader, "LIMIT_FILE_BYTES", 99)
     put("2026-03-04", "a.parquet")
-    monkeypatch.setattr(reader._store.files, "cat_file", lambda path: pytest.fail(path))
+    monkeypatch.setattr("builtins.open", lambda path, mode: pytest.fail(path))
     assert (len(reader.read_new()), reader.refused_files) == (0, 1)
 
 
