@@ -103,6 +103,8 @@ class Evidence:
         self._seen = 0  # in the bags beside the calibration split, or taken out of them again
         # (seen by then, counts, past): the start, and the newest ones.
         self._marks = [(0, self._counts.copy(), self._past.copy())]
+        # (seen by then, counts) at the last reset, or at the drift after it.
+        self._since = (0, self._counts.copy())
 
     @classmethod
     def from_reference(
@@ -173,6 +175,25 @@ class Evidence:
             self._marks.append((self._seen, self._counts.copy(), self._past.copy()))
             self._marks = [self._marks[0], *self._marks[1:][-MARKS_KEPT:]]
 
+    def held(self, stream: str) -> list[int]:
+        """How many images the bag of a stream holds, by bin."""
+        place = self.streams.index(stream)
+        return list(self._counts[place, : len(self._edges[place]) + 1].tolist())
+
+    @property
+    def first_images(self) -> int:
+        """How many images the bags began with."""
+        return int(self._marks[0][1][0].sum())
+
+    def note_drift(self) -> None:
+        """Images from here on are of the drifted domain: what a new normal would be of.
+
+        Said again before a reset it changes nothing.
+        """
+        since, _ = self._since
+        if self._seen - since == self.images:
+            self._since = self._seen, self._counts.copy()
+
     @property
     def log10(self) -> dict[str, float]:
         """log10 of R per stream; minus infinity before the first image."""
@@ -189,19 +210,26 @@ class Evidence:
         """log10 of K c: the evidence of one stream at which an alarm is raised."""
         return math.log10(len(self.streams) * false_alarm_images)
 
-    def reset(self, take_back: int | None = None) -> None:
+    def reset(self, take_back: int | None = None, *, new_normal: bool = False) -> None:
         """Forget the evidence; the promise begins anew.
 
         Bags and bets are kept, or, given a number of sampled images to `take_back`, go back to
-        the newest mark that is at least so old, at last to the calibration split.
+        the newest mark that is at least so old, at last to the calibration split. With
+        `new_normal` the bags hold the images since the drift alone (`note_drift`; without one
+        those since the last reset), and the bets begin anew.
         """
         self._log_evidence[:] = -np.inf
         self.images = 0
-        if take_back is not None:
+        if new_normal:
+            self._counts = self._counts - self._since[1]
+            self._past = np.zeros_like(self._past)
+            self._marks = [(self._seen, self._counts.copy(), self._past.copy())]
+        elif take_back is not None:
             wanted = self._seen - take_back
             self._marks = [self._marks[0], *(its for its in self._marks[1:] if its[0] <= wanted)]
             _, counts, past = self._marks[-1]
             self._counts, self._past = counts.copy(), past.copy()
+        self._since = self._seen, self._counts.copy()
 
     def to_state(self) -> dict[str, Any]:
         """Everything, exactly, as JSON values."""
@@ -218,6 +246,7 @@ class Evidence:
             "images": self.images,
             "seen": self._seen,
             "marks": [[seen, counts.tolist(), past.tolist()] for seen, counts, past in self._marks],
+            "since": [self._since[0], self._since[1].tolist()],
             "random": self._random.bit_generator.state,
         }
 
@@ -242,6 +271,9 @@ class Evidence:
             )
             for seen, counts, past in state["marks"]
         ]
+        # States of before there were new normals lack it: the last reset's bags are not known.
+        seen, counts = state.get("since", evidence._marks[0][:2])
+        evidence._since = int(seen), np.asarray(counts, np.int64).reshape(shapes[0])
         evidence._random.bit_generator.state = state["random"]
         return evidence
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from model.bundle import OUTLIER, REFERENCE, Bundle, Manifest
+from model.bundle import MISTAKES, OUTLIER, REFERENCE, Bundle, Manifest
 from model.decision import predicted_class, probabilities
 from monitoring.evidence import STREAMS
 from monitoring.records import read_records
@@ -116,6 +116,18 @@ def reference_records(bundle: Bundle, sampler: Sampler) -> pa.Table:
     records = read_records(str(bundle.path(REFERENCE)))
     taken = sampler.takes_which(arrivals_of(records))
     return records.filter(pa.array(taken, pa.bool_()))
+
+
+def mistakes_of(bundle: Bundle, sampler: Sampler) -> NDArray[np.int64] | None:
+    """Whether the model is wrong on each labelled image of the calibration split (1, else 0).
+
+    Under the rule that production is sampled by. None where the bundle does not say.
+    """
+    mistakes = bundle.arrays(OUTLIER).get(MISTAKES)
+    if mistakes is None:
+        return None
+    taken = sampler.takes_which(arrivals_of(read_records(str(bundle.path(REFERENCE)))))
+    return np.asarray(mistakes[np.array(taken, bool) & (mistakes >= 0)], np.int64)
 
 
 def edges_of(bundle: Bundle) -> Mapping[str, FloatArray]:

@@ -10,9 +10,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from monitoring.alarm import Alarm
 from monitoring.records import to_table
 from monitoring.settings import MonitoringSettings
-from monitoring.watch import Alarm, Watch
+from monitoring.watch import Watch
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_after_a_reset_clean_images_are_held_to_clean_ones_unless_told_otherwise
     tag = its.manifest.tag
     assert its.take(to_table(draw(tag, 1_000, 1))) == []
     (alarm,) = its.take(to_table(draw(tag, 300, 2, darker=0.3)))
-    its.reset(1, alarm_seconds(alarm) - 1e9, keeping=keeping)
+    its.reset(1, alarm_seconds(alarm) - 1e9, "keep" if keeping else "back")
     held = sum(its.evidence.to_state()["counts"][0])
     assert (held > its.calibration_images + 1_000) == keeping
     alarms = its.take(to_table(draw(tag, 2_000, 3)))
