@@ -121,6 +121,31 @@ def test_after_a_reset_clean_images_are_held_to_clean_ones_unless_told_otherwise
     assert bool(alarms) == keeping
 
 
+def test_a_new_normal_holds_images_to_those_since_the_alarm_alone(watch, draw):
+    its = watch()
+    tag = its.manifest.tag
+    its.take(to_table(draw(tag, 600, 1)))
+    dark = draw(tag, 600, 2, darker=0.3)
+    (alarm,) = its.take(to_table(dark))
+    since = 1_200 - alarm.after_images
+    its.reset(1, alarm_seconds(alarm) - 1e9, "new normal")
+    assert since - 20 < its.evidence.first_images <= since
+    assert its.take(to_table(draw(tag, 1_000, 3, darker=0.3))) == []
+    assert its.state == "ok"
+    (back,) = its.take(to_table(draw(tag, 300, 4)))  # the old normal is a drift now
+    assert back.stream == "brightness"
+
+
+def test_a_new_normal_right_after_the_alarm_begins_with_next_to_nothing_and_says_so(watch, draw):
+    its = watch()
+    tag = its.manifest.tag
+    its.take(to_table(draw(tag, 60, 1, darker=0.3)))
+    assert its.state == "drift"
+    its.reset(1, 0.0, "new normal")
+    its.take(to_table(draw(tag, 100, 2, darker=0.3)))
+    assert "The evidence began with only 0 images: the promise holds" in its.sentence
+
+
 def alarm_seconds(alarm: Alarm) -> float:
     return datetime.fromisoformat(alarm.time).timestamp()
 
