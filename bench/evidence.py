@@ -5,7 +5,8 @@
 Promise: vectors of seven streams, drawn independently from one distribution with ties and heavy
 tails, go past the sampler into the evidence; after an alarm it is reset. The promise allows images
 / c alarms; their number stands with its 99 % Poisson interval, for calibration splits of 5,000 and
-of 200. Change: images until the alarm after a stream has shifted, ten runs each. Speed: records a
+of 200. Change: images until the alarm after a stream has shifted, ten runs each; and labelled
+images until the alarm after more of them are mistaken, fifty runs each. Speed: records a
 second from Parquet files to evidence, on one core, with the memory of the process; and the same by
 the monitor itself, which saves its state after every look, over the files that one worker writes in
 a day (--day-files, one every two seconds), with the seconds of a look once they all lie there.
@@ -34,6 +35,7 @@ from scipy.stats import chi2
 from model.bundle import Bundle
 from model.settings import ModelSettings
 from model.store import ModelStore
+from monitoring.alarm import LABELLED_MISTAKES
 from monitoring.evidence import STREAMS, Evidence
 from monitoring.monitor import Monitor
 from monitoring.outlier import RECORD_COMPONENTS
@@ -44,6 +46,7 @@ from monitoring.streams import COLUMNS
 from monitoring.watch import BEFORE_ALARM_IMAGES, Watch
 
 CLASSES = 10
+MISTAKEN = 0.08  # share of labelled images that the model is wrong on
 AT_ONCE = 20  # images whose bets are placed together; divides those between two marks
 LEAST_RECORDS_A_SECOND = 5_000
 MOST_MEGABYTES = 500
@@ -84,6 +87,15 @@ def main() -> None:
             f" {waits[5]} images ({waits[0]} to {waits[-1]})",
             flush=True,
         )
+    for share in (0.2, 0.3, 0.9):
+        for calibration in (0, 5_000):
+            waits = sorted(labels_until_alarm(run, share, calibration, 1e5) for run in range(50))
+            print(
+                f"mistaken labels go from {MISTAKEN:.0%} to {share:.0%}, held to"
+                f" {f'{calibration:,} calibration images' if calibration else 'labels before'}:"
+                f" alarm (c = 1e5) after {waits[25]} labelled images ({waits[0]} to {waits[-1]})",
+                flush=True,
+            )
     if options.home is not None:
         os.sched_setaffinity(0, {0})
         missed |= speed(options.home)
@@ -147,6 +159,24 @@ def images_until_alarm(run: int, share: float, shift: float, c: float) -> int:
         if evidence.strongest[1] >= line:
             return images
     return 20_000
+
+
+def labels_until_alarm(run: int, share: float, calibration: int, c: float) -> int:
+    """After 500 labelled images of which MISTAKEN are mistaken, `share` are; at most 5,000."""
+    rng = np.random.default_rng(run)
+    mistaken = int(MISTAKEN * calibration)
+    counts = {LABELLED_MISTAKES: np.array([calibration - mistaken, mistaken])}
+    # Another seed than that of the labels: ties drawn by the same numbers would know them.
+    evidence = Evidence({LABELLED_MISTAKES: np.array([0.5])}, counts, seed=1_000 + run)
+    line = evidence.alarm_line(c)
+    chances = np.repeat([MISTAKEN, share], [500, 5_000])
+    stream = (rng.random(len(chances)) < chances).astype(float)
+    _, log_bets = evidence.bet({LABELLED_MISTAKES: stream})
+    for images, its in enumerate(log_bets):
+        evidence.settle(its)
+        if images >= 500 and evidence.strongest[1] >= line:
+            return images - 499
+    return 5_000
 
 
 def poisson_interval(count: int, level: float = 0.99) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +14,8 @@ from monitoring.alarm import Alarm
 from monitoring.records import to_table
 from monitoring.settings import MonitoringSettings
 from monitoring.watch import Watch
+
+SECOND = timedelta(seconds=1)
 
 
 @pytest.fixture
@@ -68,6 +70,38 @@ def test_groups_that_come_three_times_bring_no_alarm_but_no_promise(watch, draw,
     assert its.images_sampled == its.images_served == 1440
     assert its.state == "cannot promise"
     assert withdrawn_at <= 240
+
+
+def test_runs_of_ten_images_of_one_class_bring_no_alarm_but_no_promise(watch, draw):
+    its = watch(seed=57)
+    by_class: dict[str, list] = {}
+    for record in draw(its.manifest.tag, 900, 1):
+        by_class.setdefault(record.labels[0], []).append(record)
+    runs = [group[start : start + 10] for group in by_class.values() for start in range(0, 250, 10)]
+    order = np.random.default_rng(0).permutation(len(runs))
+    assert its.take(to_table([record for place in order for record in runs[place]])) == []
+    assert its.state == "cannot promise"
+    assert "depend on each other" in its.sentence
+
+
+def test_a_client_with_nine_tenths_of_the_traffic_does_not_make_up_the_evidence(watch, draw):
+    its = watch(seed=57, sample_client_images=10)
+    many, few = draw(its.manifest.tag, 1_800, 1), draw(its.manifest.tag, 200, 2)
+    start = many[0].time
+    records = sorted(
+        [
+            *(replace(one, client="loud", time=start + n * SECOND) for n, one in enumerate(many)),
+            *(
+                replace(one, client=f"quiet {n % 5}", time=start + 9 * n * SECOND + SECOND / 2)
+                for n, one in enumerate(few)
+            ),
+        ],
+        key=lambda its: its.time,
+    )
+    assert its.take(to_table(records)) == []
+    assert its.state == "ok"
+    # Ten a minute of it, in half an hour, beside all of the others'.
+    assert 500 <= its.images_sampled <= 200 + 10 * 31
 
 
 @pytest.mark.parametrize("darker", [0.0, 0.15])

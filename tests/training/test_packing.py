@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from model.bundle import INT8, DataSummary
+from model.bundle import INT8, MISTAKES, OUTLIER, REFERENCE, DataSummary
 from model.decision import Calibration, Thresholds, decide, probabilities
 from model.engines import Outputs, load_engine
 from model.errors import DataError, EngineError
@@ -17,6 +17,7 @@ from model.images import InputSpec
 from model.network import create_network
 from model.whole_embedding import WholeEmbedding
 from monitoring.outlier import KNN_AND_VIM, OutlierModel
+from monitoring.records import read_records
 from training import engine_runs, gates
 from training.deciding import _calibrate, _tune
 from training.evaluate import Decider
@@ -26,6 +27,7 @@ from training.none_choice import Judged, choose_none
 from training.objectives import Cost, FScore, Target
 from training.outlier_choice import PENULTIMATE, Candidate
 from training.packing import _prediction_sets, _threshold_evidence, pack
+from training.reference import mistakes
 from training.self_check import SelfCheck
 from training.thresholds import ThresholdChoice
 
@@ -97,6 +99,23 @@ def test_every_engine_is_gated_and_int8_kept_where_it_passed(trained: Trained, s
     assert manifest.engines["torch-f32"].label_agreement == 1
     assert (INT8 in manifest.files) is manifest.engines["openvino-int8"].passed
     assert load_engine("openvino", bundle).run(trained.validation.images[:2]).logits.shape == (2, 3)
+    # What labels of production are held to, by the rows of the reference.
+    given = read_records(str(bundle.path(REFERENCE)), ["labels"])["labels"].to_pylist()
+    truth = [[CLASSES[target]] for target in trained.calibration.targets]
+    wrong = [labels != true for labels, true in zip(given, truth, strict=True)]
+    assert bundle.arrays(OUTLIER)[MISTAKES].tolist() == [int(its) for its in wrong]
+
+
+@pytest.mark.parametrize(("none_allowed", "unlabelled"), [(False, -1), (True, 1)])
+def test_a_mistake_is_a_label_too_many_or_too_few(decider, none_allowed, unlabelled) -> None:
+    outputs = Outputs(np.eye(3, dtype=np.float32)[[0, 0, 1]], np.zeros((3, 1), np.float32))
+    found = mistakes(decider, outputs, np.array([0, 2, -1]), none_allowed)
+    assert found.tolist() == [0, 1, unlabelled]
+    several = replace(decider, task="multi", thresholds=Thresholds(objective="f", value=0.7))
+    targets = np.array([[1, 0, 0], [1, 0, 1], [0, 0, 0]])
+    platt = Calibration(method="platt", slopes=(1.0,) * 3, intercepts=(0.0,) * 3)
+    found = mistakes(replace(several, calibration=platt), outputs, targets, True)
+    assert found.tolist() == [0, 1, 1]
 
 
 def test_where_every_gate_fails_the_rest_is_fitted_to_float32_and_int8_goes(
