@@ -37,7 +37,7 @@ _LOOKS = ("perceptual_hash", "brightness", "contrast", "sharpness")
 _COLUMNS = ("id", "time", "model", *_LOOKS)
 _ROWS_AT_ONCE = 50_000
 _IDS_KEPT = 1_000_000  # 8 bytes each; of the newest records
-_DELETED_AT_ONCE = 500
+_IDS_AT_ONCE = 500  # in one statement
 
 Answers = dict[tuple[str, ...], datetime]  # labels, and when they were said last
 
@@ -279,14 +279,14 @@ def forget_unjoined(settings: MonitoringSettings, state: Engine, after: datetime
         return after
     unjoined = sorted(its for its in ids if (_day(its) or oldest) >= oldest)
     with write_transaction(state) as connection:
-        for start in range(0, len(unjoined), _DELETED_AT_ONCE):
-            some = unjoined[start : start + _DELETED_AT_ONCE]
+        for start in range(0, len(unjoined), _IDS_AT_ONCE):
+            some = unjoined[start : start + _IDS_AT_ONCE]
             connection.execute(delete(feedback).where(old, its.prediction_id.in_(some)))
     return until
 
 
 def fault(answers: Answers, manifest: Manifest) -> str | None:
-    """Why nothing can be learned from what was said of an image."""
+    """Why nothing can be learned from what was said of an image: a field of `Labels`, or None."""
     if len(answers) > 1:
         return "contradicted"
     (labels,) = answers
@@ -295,6 +295,15 @@ def fault(answers: Answers, manifest: Manifest) -> str | None:
     if manifest.task == "multi" or len(labels) == 1 or (not labels and manifest.none_allowed):
         return None
     return "unsuitable"
+
+
+def said_of(state: Engine, ids: Sequence[str]) -> dict[str, Said]:
+    """What all clients said of some predictions, as `said_of_ids`."""
+    found: dict[str, Said] = {}
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        some = ids[start : start + _IDS_AT_ONCE]
+        found.update(_said(state, [feedback.c.prediction_id.in_(some)]))
+    return found
 
 
 def said_of_ids(
@@ -313,6 +322,11 @@ def said_of_ids(
         wanted.append(its.prediction_id.in_(new))
     if received_until is not None:
         wanted.append(its.received_at <= received_until)
+    return _said(state, wanted)
+
+
+def _said(state: Engine, wanted: Sequence[ColumnElement[bool]]) -> dict[str, Said]:
+    its = feedback.c
     query = select(its.prediction_id, its.labels, its.received_at, its.client).where(*wanted)
     said: dict[str, Said] = {}
     with state.connect() as connection:

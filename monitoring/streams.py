@@ -15,6 +15,7 @@ from model.decision import predicted_class, probabilities
 from monitoring.evidence import STREAMS
 from monitoring.records import read_records
 from monitoring.sampling import Arrival, Sampler
+from monitoring.truth import mistakes, true_targets
 
 FloatArray = NDArray[np.float64]
 
@@ -90,10 +91,12 @@ def components_of(records: pa.Table) -> FloatArray:
 
 def accepted_labels(records: pa.Table, classes: Sequence[str]) -> NDArray[np.bool_]:
     """Which labels were given, N x C."""
-    index = {name: place for place, name in enumerate(classes)}
+    labels = records["labels"].combine_chunks()
+    rows = pyarrow.compute.list_parent_indices(labels)
+    places = pyarrow.compute.index_in(labels.flatten(), value_set=pa.array(classes, pa.string()))
+    known = places.is_valid()
     found = np.zeros((len(records), len(classes)), bool)
-    for row, labels in enumerate(records["labels"].to_pylist()):
-        found[row, [index[name] for name in labels if name in index]] = True
+    found[rows.filter(known).to_numpy(), places.filter(known).to_numpy()] = True
     return found
 
 
@@ -112,8 +115,23 @@ def reference_of(bundle: Bundle, sampler: Sampler) -> dict[str, FloatArray]:
 def reference_records(bundle: Bundle, sampler: Sampler) -> pa.Table:
     """The records of the calibration split, under the rule that production is sampled by."""
     records = read_records(str(bundle.path(REFERENCE)))
-    taken = [sampler.takes(arrival) for arrival in arrivals_of(records)]
+    taken = sampler.takes_which(arrivals_of(records))
     return records.filter(pa.array(taken, pa.bool_()))
+
+
+def mistakes_of(bundle: Bundle, sampler: Sampler) -> NDArray[np.int64] | None:
+    """Whether the model is wrong on each labelled image of the calibration split (1, else 0).
+
+    Under the rule that production is sampled by. None where the bundle does not say.
+    """
+    targets, manifest = true_targets(bundle), bundle.manifest
+    if targets is None:
+        return None
+    records = read_records(str(bundle.path(REFERENCE)))
+    given = accepted_labels(records, manifest.classes)
+    mistaken = mistakes(given, targets, none_allowed=manifest.none_allowed)
+    taken = np.array(sampler.takes_which(arrivals_of(records)), bool)
+    return np.asarray(mistaken[taken & (mistaken >= 0)], np.int64)
 
 
 def edges_of(bundle: Bundle) -> Mapping[str, FloatArray]:

@@ -31,6 +31,23 @@ def are_right(given: NDArray[np.bool_], targets: NDArray[Any]) -> NDArray[np.boo
     return np.asarray((given == as_matrix(targets, given.shape[1])).all(axis=1))
 
 
+def mistakes(
+    given: NDArray[np.bool_], targets: NDArray[Any], *, none_allowed: bool
+) -> NDArray[np.int8]:
+    """Whether labels given, N x C, differ from the true ones: 1, else 0.
+
+    -1 where the truth is not known: a row without a label, of a model that always gives one.
+
+    >>> given = np.array([[True, False], [True, False], [False, True]])
+    >>> mistakes(given, np.array([0, 1, -1]), none_allowed=False).tolist()
+    [0, 1, -1]
+    """
+    found = (given != as_matrix(targets, given.shape[1])).any(axis=1).astype(np.int8)
+    if targets.ndim == 1 and not none_allowed:
+        found[targets < 0] = -1
+    return found
+
+
 def as_matrix(targets: NDArray[Any], classes: int) -> NDArray[np.bool_]:
     """True labels, N x C."""
     if targets.ndim > 1:

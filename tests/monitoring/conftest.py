@@ -77,10 +77,13 @@ def draw() -> DrawRecords:
 
 
 @pytest.fixture
-def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[[int], str]:
-    """`watched(calibration_images)`: registers and promotes a version; gives its tag."""
+def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[..., str]:
+    """`watched(calibration_images)`: registers and promotes a version; gives its tag.
 
-    def add(calibration_images: int = 500) -> str:
+    It is wrong on a tenth of its calibration split; `mistakes` says whether the bundle tells.
+    """
+
+    def add(calibration_images: int = 500, *, mistakes: bool = True) -> str:
         with store.registering("shapes") as (version, directory, seal):
             fill_bundle(directory)
             rng = np.random.default_rng(7)
@@ -95,6 +98,11 @@ def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[[int], st
             save_arrays(directory / OUTLIER, arrays)
             reference = draw_records("calibration", calibration_images, seed=99)
             write_records(Path(directory / REFERENCE), reference)
+            if mistakes:
+                wrong = np.random.default_rng(8).random(calibration_images) < 0.1
+                given = np.array([CLASSES.index(its.labels[0]) for its in reference])
+                targets = np.where(wrong, (given + 1) % len(CLASSES), given)
+                save_arrays(directory / TRUTH, truth_arrays(targets))
             seal(make_manifest(version=version, classes=CLASSES))
         return store.promote(f"shapes:{version}").tag
 
