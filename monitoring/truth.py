@@ -42,7 +42,7 @@ def mistakes(
     >>> mistakes(given, np.array([0, 1, -1]), none_allowed=False).tolist()
     [0, 1, -1]
     """
-    found = (given != as_matrix(targets, given.shape[1])).any(axis=1).astype(np.int8)
+    found = np.asarray((given != as_matrix(targets, given.shape[1])).any(axis=1), np.int8)
     if targets.ndim == 1 and not none_allowed:
         found[targets < 0] = -1
     return found
