@@ -33,11 +33,14 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 class Figures:
     """Prints medians with their range, and remembers what missed."""
 
+    FAMILY = "serve"  # begins the names of the files
+    LIBRARIES: tuple[str, ...] = ("openvino", "bentoml", "numpy")
+
     def __init__(self, part: str, options: argparse.Namespace) -> None:
         self._part, self._options = part, options
         self._found: list[dict[str, object]] = []
         self._missed: list[str] = []
-        print_machine("openvino", "bentoml", "numpy")
+        print_machine(*self.LIBRARIES)
 
     def add(
         self,
@@ -70,7 +73,7 @@ class Figures:
                 "part": self._part,
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "versions": {name: version(name) for name in ("openvino", "bentoml", "numpy")},
+                "versions": {name: version(name) for name in self.LIBRARIES},
                 "options": {
                     name: str(value)
                     for name, value in vars(self._options).items()
@@ -78,6 +81,6 @@ class Figures:
                 },
                 "figures": self._found,
             }
-            path = RESULTS / f"serve_{self._part}.json"
+            path = RESULTS / f"{self.FAMILY}_{self._part}.json"
             path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         sys.exit(1 if self._missed else 0)

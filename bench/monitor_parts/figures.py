@@ -1,0 +1,23 @@
+"""Figures of the monitor: printed, held against what is asked for, and kept with their tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from serve_parts import figures as serving
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """With the options that every part has."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--home", type=Path, default=Path("var/bench"))
+    parser.add_argument("--json", action="store_true", help="Keep the figures in bench/results/.")
+    return parser
+
+
+class Figures(serving.Figures):
+    """As for serving, in files of their own."""
+
+    FAMILY = "monitor"
+    LIBRARIES = ("openvino", "numpy", "scipy", "scikit-learn")
