@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def watch_traffic(
     bundle: Bundle, home: Path, records: pa.Table, traffic: Traffic, c: float
 ) -> Watched:
     """Let a fresh `Watch` follow it; an alarm is counted and reset by hand, keeping the bags."""
+    logging.getLogger("plumbline.monitor").setLevel(logging.ERROR)  # states are counted here
     watch = Watch(bundle, MonitoringSettings(home=home, false_alarm_images=c))
     table = in_order(records, traffic)
     alarms, states, reasons = 0, [], []
