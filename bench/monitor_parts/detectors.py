@@ -1,0 +1,102 @@
+"""Outlier scores to hold ours against: plain ones written out, and pytorch-ood's on features.
+
+Each takes the fit images and gives a function from outputs to scores, higher for more foreign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_ood import detector as ood
+
+from model.engines import Outputs
+from monitoring.outlier import DETECTORS, EmbeddingChoice, OutlierModel
+
+Scores = NDArray[np.float32]
+Scorer = Callable[[Outputs], Scores]
+
+
+def ours(fit: Outputs, choices: Mapping[str, EmbeddingChoice], seed: int) -> dict[str, Scorer]:
+    """Every detector on every embedding that a training tries."""
+    found: dict[str, Scorer] = {}
+    for embedding, choice in choices.items():
+        fitted = OutlierModel.fit(fit.embedding, fit.logits, choice=choice, seed=seed)
+        for detector in DETECTORS:
+            model = fitted.with_detector(detector)
+            found[f"{detector} on {embedding}"] = _scorer(model)
+    return found
+
+
+def _scorer(model: OutlierModel) -> Scorer:
+    return lambda outputs: model.score(outputs.embedding, outputs.logits)[0]
+
+
+def plain(fit: Outputs, targets: NDArray[np.int64], choice: EmbeddingChoice) -> dict[str, Scorer]:
+    """MSP (Hendrycks and Gimpel 2017), Energy (Liu et al. 2020), Mahalanobis (Lee et al. 2018)."""
+    return {
+        "MSP": lambda its: -_softmax(its.logits).max(axis=1),
+        "Energy": lambda its: -np.logaddexp.reduce(its.logits, axis=1),
+        "Mahalanobis": _mahalanobis(choice.of(fit.embedding), targets, choice),
+    }
+
+
+def pytorch_ood(
+    fit: Outputs, targets: NDArray[np.int64], choice: EmbeddingChoice
+) -> dict[str, Scorer]:
+    """Those that take features or logits alone, as they are set by default."""
+    features = torch.from_numpy(choice.of(fit.embedding).astype(np.float32))
+    labels = torch.from_numpy(targets)
+    found: dict[str, Scorer] = {}
+    for name, made in {
+        "KNN": ood.KNN(None),
+        "Mahalanobis": ood.Mahalanobis(None),
+        "relative Mahalanobis": ood.RMD(None),
+    }.items():
+        made.fit_features(features, labels)
+        found[f"pytorch-ood {name}"] = _of_features(made, choice)
+    for name, method in {
+        "MSP": ood.MaxSoftmax.score,
+        "Energy": ood.EnergyBased.score,
+        "MaxLogit": ood.MaxLogit.score,
+        "Entropy": ood.Entropy.score,
+    }.items():
+        found[f"pytorch-ood {name}"] = _of_logits(method)
+    return found
+
+
+def _of_features(made: ood.Detector, choice: EmbeddingChoice) -> Scorer:
+    def score(outputs: Outputs) -> Scores:
+        found = made.predict_features(torch.from_numpy(choice.of(outputs.embedding)))
+        return np.asarray(found, np.float32)
+
+    return score
+
+
+def _of_logits(method: Callable[[torch.Tensor], torch.Tensor]) -> Scorer:
+    return lambda outputs: np.asarray(method(torch.from_numpy(outputs.logits)), np.float32)
+
+
+def _mahalanobis(
+    features: NDArray[np.float32], targets: NDArray[np.int64], choice: EmbeddingChoice
+) -> Scorer:
+    """Least distance to a class mean under the covariance that all classes share."""
+    classes = np.unique(targets)
+    means = np.stack([features[targets == index].mean(axis=0) for index in classes])
+    centred = features - means[np.searchsorted(classes, targets)]
+    inverse = np.linalg.pinv(np.cov(centred.T.astype(np.float64)), hermitian=True)
+
+    def score(outputs: Outputs) -> Scores:
+        read = choice.of(outputs.embedding).astype(np.float64)
+        away = [read - mean for mean in means]
+        distances = [np.einsum("nd,de,ne->n", its, inverse, its, optimize=True) for its in away]
+        return np.asarray(np.min(distances, axis=0), np.float32)
+
+    return score
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
