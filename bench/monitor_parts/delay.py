@@ -33,7 +33,7 @@ from peer_environment import peer_python
 
 from monitor_parts.changes import CLEAN, OTHER_STYLE, QUIET, TRIPLED, Stream, World, emoji, garments
 from monitor_parts.clean import begin, count_alarms, images_until_alarm
-from monitor_parts.figures import Figures, parser_of
+from monitor_parts.figures import Figures, parser_of, part_of
 from monitor_parts.peers import DETECTORS, PREDICTED, EvidentlyDefault
 
 C = 100_000.0
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--deals", type=int, default=100)
     options = parser.parse_args()
-    figures = Figures("delay", options)
+    figures = Figures(part_of("delay", options.data, WORLDS), options)
     for data in options.data:
         world = WORLDS[data](options.home)
         clean = [world.unchanged(deal) for deal in range(options.deals)]

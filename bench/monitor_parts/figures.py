@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from serve_parts import figures as serving
@@ -15,6 +15,11 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--home", type=Path, default=Path("var/bench"))
     parser.add_argument("--json", action="store_true", help="Keep the figures in bench/results/.")
     return parser
+
+
+def part_of(part: str, chosen: Sequence[str], of: Collection[str]) -> str:
+    """The name of a part that was run on some of its data, so that it has a file of its own."""
+    return part if len(chosen) == len(of) else "_".join([part, *chosen])
 
 
 class Figures(serving.Figures):

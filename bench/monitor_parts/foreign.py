@@ -27,7 +27,7 @@ from model.images import Pixels
 from monitor_parts import detectors
 from monitor_parts.detectors import Scorer
 from monitor_parts.emoji import emoji_of, in_other_styles
-from monitor_parts.figures import Figures, parser_of
+from monitor_parts.figures import Figures, parser_of, part_of
 from monitor_parts.versions import Seen, Version, garments_of
 from monitoring.outlier import OutlierModel
 from training.outlier_choice import (
@@ -52,7 +52,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--data", nargs="+", choices=list(LEAST_AUROC), default=list(LEAST_AUROC))
     options = parser.parse_args()
-    figures = Figures("foreign", options)
+    figures = Figures(part_of("foreign", options.data, LEAST_AUROC), options)
     for data in options.data:
         if data == "fashion":
             version = garments_of(options.home)
