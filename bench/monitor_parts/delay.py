@@ -10,8 +10,8 @@ others come as the stream, each once. Emoji: half of the drawings in another ven
 are so few that reference and stream are drawn with replacement from those of calibration and test.
 
 Peers see the same seven streams; MMD the principal components of the embedding, the domain
-classifier both; in windows of 100 and of 500 images, one test at the end of each, so that the
-change falls on the border of two, which is the best that can befall them. ADWIN (river), one for
+classifier both; in windows of 100 and of 500 images, one test at the end of each; where in a window
+the change falls is left to chance. ADWIN (river), one for
 every stream, begins with the reference. The threshold of each is the lowest at which it alarms at
 most as often as c allows: `deals` streams of 10,000 clean images, of the very law of the runs'. The
 evidence is counted over the same streams. A run in which one alarms before the change does not
@@ -123,7 +123,8 @@ def peer(
         delays: list[int | None] = []
         for seed, stream in enumerate(streams):
             detector = made(stream.reference, seed)
-            starts = range(0, len(stream.images) - window + 1, window)
+            offset = int(np.random.default_rng([seed, 2]).integers(window))
+            starts = range(offset, len(stream.images) - window + 1, window)
             ends = (
                 at + window
                 for at in starts

@@ -27,7 +27,7 @@ EVIDENTLY_LARGE = 1_000  # rows of a reference, past which Evidently looks at di
 EVIDENTLY_DISTANCE, EVIDENTLY_P = 0.1, 0.05  # its defaults, of a column
 EVIDENTLY_COLUMNS = 0.5  # share of columns that make a data set drift, its default
 _FEATURES = 256
-_REFERENCE_ROWS = 1_000  # of the domain classifier
+_REFERENCE_ROWS = 500  # of the domain classifier
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,20 @@ class EvidentlyDefault:
 
     def __init__(self, reference: Sample, seed: int) -> None:
         self._columns = _Columns(reference.vectors)
-        self._by_distance = len(reference) > EVIDENTLY_LARGE
+        self.by_distance = len(reference) > EVIDENTLY_LARGE
 
     @property
     def default_threshold(self) -> float:
         """Its own."""
-        return EVIDENTLY_DISTANCE if self._by_distance else -float(np.log10(EVIDENTLY_P))
+        return EVIDENTLY_DISTANCE if self.by_distance else -float(np.log10(EVIDENTLY_P))
 
     def columns(self, window: Sample) -> list[float]:
         """Distance or -log10 p-value of each stream."""
-        of = self._columns.distance if self._by_distance else self._columns.surprise
-        return [of(place, window.vectors) for place in range(len(STREAMS))]
+        if self.by_distance:
+            return [self._columns.distance(place, window.vectors) for place in range(len(STREAMS))]
+        found = [self._columns.surprise(place, window.vectors) for place in range(len(STREAMS))]
+        found[PREDICTED] = self._columns.misfit(window.vectors[:, PREDICTED])
+        return found
 
     def statistic(self, window: Sample) -> float:
         """The smallest of the largest half of the columns."""
@@ -128,7 +131,7 @@ class DomainClassifier:
     """How well a classifier tells the window from the reference: AUROC on rows it did not see.
 
     Logistic regression on streams and components, and their squares; two folds. The reference is
-    at most 1,000 rows, drawn once.
+    at most 500 rows, drawn once.
     """
 
     def __init__(self, reference: Sample, seed: int) -> None:
@@ -192,6 +195,14 @@ class _Columns:
             return float(jensenshannon(theirs, its))
         distance = wasserstein_distance(self._reference[:, place], window[:, place])
         return float(distance / self._deviation[place])
+
+    def misfit(self, window: NDArray[np.float64]) -> float:
+        """-log10 p-value of chi-squared, as Evidently's: the reference counts as the truth."""
+        theirs, its = self._counts(window)
+        known = theirs > 0
+        expected = theirs[known] * its.sum() / theirs.sum()
+        value = ((its[known] - expected) ** 2 / expected).sum()
+        return -float(chi2.logsf(value, max(1, known.sum() - 1)) / np.log(10))
 
     def _counts(self, window: NDArray[np.float64]) -> tuple[NDArray[np.int64], ...]:
         several = (self._reference[:, PREDICTED].astype(int), window.astype(int))
