@@ -26,7 +26,7 @@ up: $(INSTALLED) ## Train where there is no champion yet, serve it, and stream t
 
 KIND ?= dark
 
-drift: $(INSTALLED) ## Play drifting traffic against what `make up` started; KIND=dark|blur|noise|foreign
+drift: $(INSTALLED) ## Play drifting traffic against what `make up` started; KIND=dark|blur|noise|foreign|prior|concept
 	@$(BIN)/plumbline drift $(KIND)
 
 test: $(INSTALLED) ## Run the test suite (the longer tests: .venv/bin/pytest -m slow)

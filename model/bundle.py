@@ -97,7 +97,8 @@ class OutlierSummary(_Strict):
 
     `smallest_alpha` is 1 / (n + 1) for n calibration images: below it nothing is ever flagged.
     `self_check` holds the AUROC per kind of foreign images, `embedding` and `detector` what the
-    score reads and how, and `candidates` the AUROC that each pair of those reached, by kind.
+    score reads and how, `candidates` the AUROC that each pair of those reached, by kind, and
+    `baselines` that of scores which were never to be chosen.
     """
 
     alpha: float = Field(gt=0, lt=1)
@@ -109,6 +110,7 @@ class OutlierSummary(_Strict):
     embedding: str = PENULTIMATE
     detector: str = "KNN + ViM"
     candidates: dict[str, dict[str, float]] = Field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 class SetsMeasure(_Strict):

@@ -1,14 +1,22 @@
 """How foreign one image is to a model: KNN + ViM score and conformal p-value. numpy only.
 
-The score is the sum of two robust z-scores, or one of them (`DETECTORS`), higher for more foreign
-images:
+The score is the sum of some robust z-scores, or the largest of them (`DETECTORS`), higher for more
+foreign images:
 
 - KNN: cosine distance of the embedding to its k-th nearest neighbour in a bank of embeddings of
   the fit split (Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors").
 - ViM: length of the embedding outside the principal subspace, scaled to logits, less their
   log-sum-exp (Wang et al. 2022, "ViM: Out-Of-Distribution with Virtual-logit Matching").
+- Residual: that length alone (the same paper's "Residual").
+- Energy: less the log-sum-exp of the logits (Liu et al. 2020, "Energy-based Out-of-distribution
+  Detection").
 
-Both read an embedding that may join several layers, or a part of it (`EmbeddingChoice`).
+A head whose logits are large is sure of some foreign images, and in ViM's difference that hides how
+far outside the subspace they lie. So "energy or residual" takes the larger of both: foreign is what
+the head knows no class for, and what the embedding has no room for. Where several labels may apply
+the logits say how many do; there scores without them are used (`WITHOUT_LOGITS`).
+
+All read an embedding that may join several layers, or a part of it (`EmbeddingChoice`).
 
 The p-value is conformal: for an image that is exchangeable with the calibration split, the
 chance of p <= alpha is at most alpha, whatever the score is worth.
@@ -31,7 +39,20 @@ KNN_DIMENSIONS = 256
 RECORD_COMPONENTS = 32
 CHUNK_ROWS = 1024  # compared with the whole bank at a time: 20 MB
 KNN_AND_VIM = "KNN + ViM"
-DETECTORS = {KNN_AND_VIM: (1.0, 1.0), "KNN": (1.0, 0.0), "ViM": (0.0, 1.0)}  # weights of the parts
+ENERGY_OR_RESIDUAL = "energy or residual"
+KNN_AND_RESIDUAL = "KNN + residual"
+PARTS = ("KNN", "ViM", "residual", "energy")
+# Weights of the parts; in the order of what fails on the fewest networks.
+DETECTORS = {
+    KNN_AND_VIM: (1.0, 1.0, 0.0, 0.0),
+    ENERGY_OR_RESIDUAL: (0.0, 0.0, 1.0, 1.0),
+    "ViM": (0.0, 1.0, 0.0, 0.0),
+    KNN_AND_RESIDUAL: (1.0, 0.0, 1.0, 0.0),
+    "KNN": (1.0, 0.0, 0.0, 0.0),
+    "residual": (0.0, 0.0, 1.0, 0.0),
+}
+TAKES_LARGEST = (ENERGY_OR_RESIDUAL,)  # the others add up
+WITHOUT_LOGITS = (KNN_AND_RESIDUAL, "residual", "KNN")
 _TO_DEVIATION = 1.4826  # median absolute deviation of a normal distribution to its deviation
 
 
@@ -63,8 +84,9 @@ class OutlierModel:
 
     `center` (D) and `basis` (D x K, orthonormal, by falling variance) span the principal
     subspace; `bank` (K x B) holds unit embeddings in its coordinates, transposed for the matrix
-    product; `vim_dimensions` of the K count as principal for ViM. `location` and `scale` (2) are
-    median and robust deviation of the two parts, `weights` (2) how much each counts. `columns` and
+    product; `vim_dimensions` of the K count as principal for ViM. `location` and `scale` (4) are
+    median and robust deviation of the PARTS, `weights` (4) how much each counts; older bundles have
+    the first 2 alone. `largest` (1) is 1 where the largest part counts, not the sum. `columns` and
     `column_scale` are those of the `EmbeddingChoice`. `calibration` holds the sorted scores of the
     calibration split; it is empty until `calibrated` is called.
     """
@@ -78,6 +100,7 @@ class OutlierModel:
     scale: FloatArray
     calibration: FloatArray
     weights: FloatArray = field(default_factory=lambda: _weights(KNN_AND_VIM))
+    largest: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
     columns: NDArray[np.int64] = field(default_factory=lambda: EmbeddingChoice().columns)
     column_scale: FloatArray = field(default_factory=lambda: EmbeddingChoice().column_scale)
 
@@ -89,14 +112,17 @@ class OutlierModel:
         *,
         choice: EmbeddingChoice | None = None,
         detector: str = KNN_AND_VIM,
+        scaled_on: tuple[FloatArray, FloatArray] | None = None,
         seed: int = 0,
         bank_limit: int = BANK_LIMIT,
     ) -> Self:
         """Fit on embeddings (N x D) and logits (N x C) of the fit split.
 
         `choice` None reads the whole embedding; `detector` is one of DETECTORS. The bank is a
-        random sample; location and scale come from the rows outside the bank, or where there are
-        too few from the bank itself with each row's own entry left out.
+        random sample. Location and scale come from `scaled_on`, embeddings and logits of images
+        that neither network nor score was fitted on: a subspace leaves little of its own images
+        outside, and a head is surer of them. Without them, or with too few, they come from the rows
+        outside the bank, or of the bank itself with each row's own entry left out.
         Raises ValueError for fewer than 2 * NEIGHBOURS rows.
         """
         if len(embedding) < 2 * NEIGHBOURS:
@@ -118,16 +144,18 @@ class OutlierModel:
             bank=np.ascontiguousarray(bank.T),
             vim_dimensions=np.array([vim_dimensions], np.int64),
             vim_scale=np.array([abs(vim_scale)], np.float32),
-            location=np.zeros(2, np.float32),
-            scale=np.ones(2, np.float32),
+            location=np.zeros(len(PARTS), np.float32),
+            scale=np.ones(len(PARTS), np.float32),
             calibration=np.zeros(0, np.float32),
-            weights=_weights(detector),
         )
-        scaled_on, own = (outside, 0) if len(outside) >= 200 else (in_bank, 1)
-        parts = unscaled._parts(embedding[scaled_on], logits[scaled_on], skip=own)[0]
+        if scaled_on is not None and len(scaled_on[0]) >= 2 * NEIGHBOURS:
+            parts = unscaled._parts(choice.of(scaled_on[0]), scaled_on[1])[0]
+        else:
+            rows, own = (outside, 0) if len(outside) >= 200 else (in_bank, 1)
+            parts = unscaled._parts(embedding[rows], logits[rows], skip=own)[0]
         location, scale = _robust_scale(parts)
         return replace(
-            unscaled,
+            unscaled.with_detector(detector),
             location=location,
             scale=scale,
             columns=choice.columns,
@@ -136,7 +164,12 @@ class OutlierModel:
 
     def with_detector(self, detector: str) -> Self:
         """The same model with other weights, one of DETECTORS, and no calibration scores."""
-        return replace(self, weights=_weights(detector), calibration=self.calibration[:0])
+        return replace(
+            self,
+            weights=_weights(detector),
+            largest=np.array([detector in TAKES_LARGEST], np.int64),
+            calibration=self.calibration[:0],
+        )
 
     def calibrated(self, scores: FloatArray) -> Self:
         """The same model with the scores of the calibration split, in any order."""
@@ -148,7 +181,12 @@ class OutlierModel:
         P is RECORD_COMPONENTS or less; the components go into the prediction record.
         """
         parts, components = self._parts(self.choice.of(embedding), logits)
-        scores = ((parts - self.location) / self.scale) @ self.weights
+        known = parts[:, : len(self.weights)]
+        z_scores = (known - self.location) / self.scale
+        if self.largest.any():
+            scores = z_scores[:, self.weights > 0].max(axis=1)
+        else:
+            scores = z_scores @ self.weights
         return scores.astype(np.float32), components[:, :RECORD_COMPONENTS]
 
     def p_value(self, scores: FloatArray) -> NDArray[np.float64]:
@@ -187,7 +225,7 @@ class OutlierModel:
     def _parts(
         self, embedding: FloatArray, logits: FloatArray, skip: int = 0
     ) -> tuple[FloatArray, FloatArray]:
-        """KNN distance and ViM score (N x 2), and principal components (N x K); in chunks."""
+        """The PARTS (N x 4), and principal components (N x K); in chunks."""
         starts = range(0, max(1, len(embedding)), CHUNK_ROWS)
         chunks = [
             self._parts_of_chunk(
@@ -206,8 +244,9 @@ class OutlierModel:
         )
         similarity = unit @ self.bank  # N x B
         kth = _kth_largest(similarity, min(NEIGHBOURS + skip, similarity.shape[1]))
-        vim = self.vim_scale[0] * residual - _log_sum_exp(logits)
-        return np.stack([1 - kth, vim], axis=1), components
+        energy = -_log_sum_exp(logits)
+        vim = self.vim_scale[0] * residual + energy
+        return np.stack([1 - kth, vim, residual, energy], axis=1), components
 
 
 def _weights(detector: str) -> FloatArray:

@@ -3,6 +3,8 @@
 Clean images are the test images of the champion's data, and nobody labels them: both versions are
 compared on them. Changed ones are made from its validation images, which no version learned, and
 the labeller speaks of those that were changed alone (docs/retraining.md says what that is worth).
+In two kinds the images stay as they are: of `prior` some classes become three times as frequent,
+and of `concept` the labeller calls every class by the name of the next.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +36,8 @@ from training.tables import Columns
 PER_REQUEST = 8
 _PAUSE_SECONDS = 0.2  # between requests, so that what the monitor says can be followed
 _NOISE_DEVIATION, _BLUR_RADIUS = 40, 1.0
+_FAVOURED_CLASSES, _TIMES_AS_FREQUENT = 3, 3
+_NOT_TO_LEARN = ("foreign", "prior")  # no labels, and images as they always were
 _RETRAINING_LIMIT_SECONDS = 3600.0
 _FOLLOWING_LIMIT_SECONDS = 20.0  # a monitor that has just started, or a promotion, takes a few
 
@@ -77,7 +81,7 @@ def play(settings: ServiceSettings, what: Play) -> bool:
             return pages.show() == "drift"
         say(f"from here on {what.share:.0%} of the images are changed: {what.kind}")
         drifted = player.send_until_drift(Split.VALIDATION, what.changed_images)
-        to_learn = what.retraining and what.labels and what.kind != "foreign"
+        to_learn = what.retraining and what.labels and what.kind not in _NOT_TO_LEARN
         if drifted and to_learn and player.send_until_retraining(Split.VALIDATION):
             pages.wait_for_retraining()
         return drifted
@@ -217,7 +221,10 @@ class Player:
         self, split: Split, count: int, *, changed: bool
     ) -> Iterator[list[tuple[bytes, Labels | None]]]:
         batch: list[tuple[bytes, Labels | None]] = []
-        for _, row in zip(range(count), self._rows[split], strict=False):
+        rows = self._rows[split]
+        if changed and self._what.kind == "prior":
+            rows = filter(self._is_favoured, rows)
+        for _, row in zip(range(count), rows, strict=False):
             batch.append(self._image(row, changed=changed))
             if len(batch) == PER_REQUEST:
                 yield batch
@@ -234,12 +241,21 @@ class Player:
         pixels = self._source.reader.prepare(row, self._spec)
         labels: Labels | None = None
         if changed and self._random.random() < self._what.share:
-            if self._what.kind != "foreign":
+            if self._what.kind not in _NOT_TO_LEARN:
                 labels = self._source.labels[row]
+            if self._what.kind == "concept":
+                labels = renamed(self._source.labels[row], self._source.classes)
             pixels = change(self._what.kind, pixels, self._random)
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         return buffer.getvalue(), labels
+
+    def _is_favoured(self, row: int) -> bool:
+        """Whether to keep an image, so that the first classes are three times as frequent."""
+        favoured = self._source.classes[:_FAVOURED_CLASSES]
+        if not set(favoured).isdisjoint(self._source.labels[row]):
+            return True
+        return bool(self._random.random() < 1 / _TIMES_AS_FREQUENT)
 
     def _send(self, batch: list[tuple[bytes, Labels | None]]) -> None:
         answers = self._client.predict([image for image, _ in batch]).predictions
@@ -263,6 +279,16 @@ def change(kind: str, pixels: Pixels, random: np.random.Generator) -> Pixels:
         case "foreign":
             return _foreign(pixels, random)
     return pixels
+
+
+def renamed(labels: Labels, classes: Sequence[str]) -> Labels:
+    """Every class by the name of the next one.
+
+    >>> renamed(("cat", "dog"), ["cat", "cow", "dog"])
+    ('cow', 'cat')
+    """
+    places = (classes.index(label) for label in labels)
+    return tuple(classes[(place + 1) % len(classes)] for place in places)
 
 
 def _foreign(pixels: Pixels, random: np.random.Generator) -> Pixels:

@@ -74,8 +74,11 @@ def retrain(why: str) -> None:
     click.echo(comparison.in_words())
 
 
+KINDS = ("clean", "dark", "blur", "noise", "foreign", "prior", "concept")
+
+
 @click.command()
-@click.argument("kind", type=click.Choice(["clean", "dark", "blur", "noise", "foreign"]))
+@click.argument("kind", type=click.Choice(KINDS))
 @click.option("--clean", type=click.IntRange(0), default=400, show_default=True, help="Images.")
 @click.option("--images", type=click.IntRange(1), default=2000, show_default=True, help="Most.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), help="Of changed images.")

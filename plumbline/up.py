@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from service.settings import ServiceSettings
 DEFAULT_NAME = "fashion-mnist"
 READY_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 30.0
+_FIRST_PAUSE_SECONDS, _LONG_PAUSE_SECONDS = 1.0, 60.0  # before a monitor is started again
+_WRONG_USE = 2  # the exit code of what would fail again
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -53,10 +56,9 @@ def bring_up(data: str, name: str | None) -> int:
         try:
             with _running("serve", watched) as service:
                 _wait_until_ready(service, f"http://{settings.serve_on}")
-                with _running("monitor", watched) as monitor:
-                    example = _example_image(settings.home, source)
-                    click.echo(_welcome(settings, champion.tag, example))
-                    return _wait(service, monitor)
+                example = _example_image(settings.home, source)
+                click.echo(_welcome(settings, champion.tag, example))
+                return _wait_beside_monitor(service, watched)
         finally:
             # A monitor that stops leaves it alone; whoever stops everything means that too.
             if stop_here(store.state, wanted):
@@ -148,18 +150,48 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
             time.sleep(0.1)
 
 
-def _wait(*children: subprocess.Popen[bytes]) -> int:
-    """Until one of them ends, or Ctrl-C; gives the exit code."""
+def _wait_beside_monitor(service: subprocess.Popen[bytes], settings: dict[str, str]) -> int:
+    """Until the service ends, or Ctrl-C; gives its exit code. Predictions need no monitor.
+
+    One that was killed is started anew, ever later; one that refuses to start is told.
+    """
+    pause = _FIRST_PAUSE_SECONDS
     try:
-        while all(child.poll() is None for child in children):
-            time.sleep(0.2)
+        while service.poll() is None:
+            with _running("monitor", settings) as monitor:
+                started = time.monotonic()
+                _wait_for_end(service, monitor)
+                if service.returncode is not None:
+                    break
+            if monitor.returncode == _WRONG_USE:
+                _tell_monitor_ended(monitor, "start it by hand once that is mended")
+                _wait_for_end(service)
+                break
+            if time.monotonic() - started > _LONG_PAUSE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
+            _tell_monitor_ended(monitor, f"it is started again in {pause:g} s")
+            _wait_for_end(service, limit_seconds=pause)
+            pause = min(2 * pause, _LONG_PAUSE_SECONDS)
     except KeyboardInterrupt:
         click.echo("stopping", err=True)
         return 0
-    ended = next(child for child in children if child.returncode is not None)
-    which = ended.args[-1] if isinstance(ended.args, list) else ended.args
-    click.echo(f"{which!r} ended with code {ended.returncode}; stopping the rest", err=True)
-    return ended.returncode
+    click.echo(f"the service ended with code {service.returncode}; stopping the rest", err=True)
+    return service.returncode or 0
+
+
+def _wait_for_end(*children: subprocess.Popen[bytes], limit_seconds: float = math.inf) -> None:
+    """Until one of them has ended, or the time is over."""
+    until = time.monotonic() + limit_seconds
+    while all(child.poll() is None for child in children) and time.monotonic() < until:
+        time.sleep(0.2)
+
+
+def _tell_monitor_ended(monitor: subprocess.Popen[bytes], then: str) -> None:
+    click.echo(
+        f"the monitor ended with code {monitor.returncode}, its log is above; the service goes on,"
+        f" and {then} (plumbline monitor)",
+        err=True,
+    )
 
 
 def _example_image(home: Path, source: str) -> Path | None:

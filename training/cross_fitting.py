@@ -33,6 +33,7 @@ def cross_fitted_scores(
     embedding: NDArray[np.float32],
     targets: Targets,
     *,
+    scaled_on: NDArray[np.float32],
     penultimate: slice,
     like: OutlierModel,
     detector: str,
@@ -44,40 +45,55 @@ def cross_fitted_scores(
     """Outlier scores N of embeddings N x D, each by a head and a bank of the other folds.
 
     The head reads the `penultimate` columns, with the `weight_decay` of the
-    one that is kept; the score reads what `like` does, by the `detector`.
+    one that is kept; the score reads what `like` does, by the `detector`, and is scaled on
+    embeddings M x D, as it was.
     """
-    last = np.ascontiguousarray(embedding[:, penultimate])
+    last, last_scaled_on = (
+        np.ascontiguousarray(its[:, penultimate]) for its in (embedding, scaled_on)
+    )
     folds = np.random.default_rng(seed).permutation(len(embedding)) % FOLDS
     scores = np.empty(len(embedding), np.float32)
     for fold in range(FOLDS):
         held_out = folds == fold
-        logits = _logits(last, targets, ~held_out, class_count, task, weight_decay, seed)
+        head = _Head(last, targets, ~held_out, class_count, task, weight_decay, seed)
+        logits = head.logits(last)
         others = Outputs(logits[~held_out], embedding[~held_out])
         model = OutlierModel.fit(
-            others.embedding, others.logits, choice=like.choice, detector=detector, seed=seed
+            others.embedding,
+            others.logits,
+            choice=like.choice,
+            detector=detector,
+            scaled_on=(scaled_on, head.logits(last_scaled_on)),
+            seed=seed,
         )
         scores[held_out] = model.score(embedding[held_out], logits[held_out])[0]
     return scores
 
 
-def _logits(
-    embedding: NDArray[np.float32],
-    targets: Targets,
-    rows: NDArray[np.bool_],
-    class_count: int,
-    task: Task,
-    weight_decay: float,
-    seed: int,
-) -> NDArray[np.float32]:
-    """Of all embeddings, by a head fitted on some rows."""
-    fit = embedding[rows], np.asarray(targets[rows])
-    head = fit_head(
-        *(*fit, *fit),
-        class_count=class_count,
-        task=task,
-        weight_decay=weight_decay,
-        seed=seed,
-        device="cpu",
-    )
-    given = torch.from_numpy(embedding) @ head.weight.T + head.bias
-    return np.asarray(given.numpy(), np.float32)
+class _Head:
+    """Fitted on some rows of penultimate embeddings."""
+
+    def __init__(
+        self,
+        embedding: NDArray[np.float32],
+        targets: Targets,
+        rows: NDArray[np.bool_],
+        class_count: int,
+        task: Task,
+        weight_decay: float,
+        seed: int,
+    ) -> None:
+        fit = embedding[rows], np.asarray(targets[rows])
+        self._head = fit_head(
+            *(*fit, *fit),
+            class_count=class_count,
+            task=task,
+            weight_decay=weight_decay,
+            seed=seed,
+            device="cpu",
+        )
+
+    def logits(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+        """N x C of penultimate embeddings N x D."""
+        given = torch.from_numpy(embedding) @ self._head.weight.T + self._head.bias
+        return np.asarray(given.numpy(), np.float32)

@@ -144,6 +144,7 @@ def _conformal_scores(
     return cross_fitted_scores(
         np.concatenate([given.embedding for given, _ in parts]),
         np.concatenate([rows.targets for _, rows in parts]),
+        scaled_on=_in_class(trained, outputs).outputs.embedding,
         penultimate=penultimate_columns(outputs.parts),
         like=outlier.model,
         detector=outlier.chosen.detector,

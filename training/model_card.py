@@ -113,12 +113,13 @@ def _outlier_check(manifest: Manifest, findings: Findings) -> OutlierCheck:
         "embedding": manifest.outlier.embedding,
         "candidates": [
             {
-                "name": f"{its.detector} on {its.embedding}",
+                "name": its.name,
                 "auroc": its.auroc,
                 "mean": its.mean,
                 "is_chosen": its == findings.self_check.chosen,
+                "is_baseline": its in findings.self_check.baselines,
             }
-            for its in findings.self_check.candidates
+            for its in (*findings.self_check.candidates, *findings.self_check.baselines)
         ],
         "alpha": manifest.outlier.alpha,
         "calibration_count": manifest.outlier.calibration_images,

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from model.errors import SettingsError
 from model.network import Network
 from model.whole_embedding import WholeEmbedding
-from monitoring.outlier import BANK_LIMIT, DETECTORS, NEIGHBOURS, OutlierModel
+from monitoring.outlier import BANK_LIMIT, NEIGHBOURS, OutlierModel
 from training.export import run_network
 from training.loading import LoadedSplit
 from training.mapped import ChosenRows
-from training.outlier_choice import auroc, embedding_choices
+from training.outlier_choice import auroc, detectors_for, embedding_choices
 from training.preparation import Prepared
 from training.splits import Split
 
@@ -105,8 +105,14 @@ def judge_never_learned(
     )
     found: dict[str, dict[str, float]] = {}
     for name, choice in embedding_choices(whole.parts, known.embedding).items():
-        fitted = OutlierModel.fit(known.embedding, known.logits, choice=choice, seed=prepared.seed)
-        for detector in DETECTORS:
+        fitted = OutlierModel.fit(
+            known.embedding,
+            known.logits,
+            choice=choice,
+            scaled_on=(others.embedding, others.logits),
+            seed=prepared.seed,
+        )
+        for detector in detectors_for(fit.targets):
             model = fitted.with_detector(detector)
             strange, usual = (
                 model.score(its.embedding, its.logits)[0] for its in (foreign, others)

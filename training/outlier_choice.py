@@ -8,7 +8,8 @@ makes an image foreign often shows early. So several embeddings and detectors ar
   images are then to be told from the others. The network has seen them, unless its body is frozen,
   so this flatters a fine-tuned network; it flatters every embedding of it alike.
 
-No foreign image that a report measures takes part in the choice.
+No foreign image that a report measures takes part in the choice. Scores that are not for
+the choosing (`baseline_detectors`) are measured beside it.
 """
 
 from __future__ import annotations
@@ -22,16 +23,23 @@ from sklearn.metrics import roc_auc_score
 
 from model.embedding import PENULTIMATE, EmbeddingPart
 from model.engines import Outputs
-from monitoring.outlier import DETECTORS, NEIGHBOURS, EmbeddingChoice, OutlierModel
-
-FloatArray = NDArray[np.float32]
+from monitoring.outlier import (
+    DETECTORS,
+    NEIGHBOURS,
+    WITHOUT_LOGITS,
+    EmbeddingChoice,
+    OutlierModel,
+)
+from training.baseline_detectors import FloatArray, Score, fit_baselines
 
 ALL_LAYERS = "all layers"
 EARLIER_LAYERS = "earlier layers"
 CLASSES_LEFT_OUT = "classes left out of the score"
 CLASSES_NEVER_LEARNED = "classes never learned"  # by a second training, on request
 MOST_LEFT_OUT = 5  # classes, the most frequent ones
-LEAST_GAIN = 0.005  # of the mean AUROC, that a candidate needs over the one that is tried first
+# Of the mean AUROC: what is within it of the best is level with it. An AUROC of 150 validation
+# images has a standard error of about as much.
+LEAST_GAIN = 0.02
 _LEFT_OUT_FIT = 2_000  # rows to fit on without a class
 _LEAST_ROWS = 5  # of a class in validation
 
@@ -44,6 +52,11 @@ class Candidate:
     detector: str
     # By made kind, and CLASSES_LEFT_OUT and CLASSES_NEVER_LEARNED where that could be tried.
     auroc: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.detector} on {self.embedding}"
 
     @property
     def mean(self) -> float:
@@ -60,11 +73,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class OutlierChoice:
-    """The fitted score, and what it was chosen from; the first candidate is the default."""
+    """The fitted score, and what it was chosen from; the first candidate is the default.
+
+    `baselines` are other scores on the penultimate layer, measured and never chosen.
+    """
 
     model: OutlierModel
     chosen: Candidate
     candidates: tuple[Candidate, ...]
+    baselines: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,18 +103,25 @@ def choose_outlier_model(
 ) -> OutlierChoice:
     """Fit every candidate on the fit split, judge it on validation and foreign images, keep one.
 
-    The default is the penultimate layer with KNN + ViM. Another one is kept only where its mean is
-    better by LEAST_GAIN: less is luck. `never_learned`: AUROC on classes that a second network was
-    not trained on, by embedding and detector, where there was one. Raises ValueError for fewer than
-    2 * NEIGHBOURS rows.
+    The default is the penultimate layer with KNN + ViM; where several labels may apply with KNN +
+    residual, and no score that reads logits is tried: theirs say how many labels an image has.
+    Of those that are level with the best the first is kept, in the order of detectors, then of
+    embeddings: a smaller gain is luck, and the first ones fail on fewer networks. `never_learned`:
+    AUROC on classes that a second network was not trained on, by embedding and detector, where
+    there was one. Raises ValueError for fewer than 2 * NEIGHBOURS rows.
     """
+    detectors = detectors_for(fit.targets)
     tried: list[tuple[Candidate, OutlierModel]] = []
     for name, choice in embedding_choices(parts, fit.outputs.embedding).items():
         fitted = OutlierModel.fit(
-            fit.outputs.embedding, fit.outputs.logits, choice=choice, seed=seed
+            fit.outputs.embedding,
+            fit.outputs.logits,
+            choice=choice,
+            scaled_on=(validation.outputs.embedding, validation.outputs.logits),
+            seed=seed,
         )
-        left_out = _auroc_without_classes(choice, fit, validation, seed)
-        for detector in DETECTORS:
+        left_out = _auroc_without_classes(choice, fit, validation, detectors, seed)
+        for detector in detectors:
             model = fitted.with_detector(detector)
             found = _auroc_of_kinds(model, validation.outputs, foreign)
             if detector in left_out:
@@ -105,9 +129,17 @@ def choose_outlier_model(
             if never_learned is not None:
                 found[CLASSES_NEVER_LEARNED] = never_learned[name][detector]
             tried.append((Candidate(name, detector, found), model))
-    best = max(tried, key=lambda one: one[0].mean)
-    kept = best if best[0].mean >= tried[0][0].mean + LEAST_GAIN else tried[0]
-    return OutlierChoice(kept[1], kept[0], tuple(candidate for candidate, _ in tried))
+    best = max(candidate.mean for candidate, _ in tried)
+    level = [one for one in tried if one[0].mean >= best - LEAST_GAIN]
+    kept = min(level, key=lambda one: detectors.index(one[0].detector))  # of one, the first
+    candidates = tuple(candidate for candidate, _ in tried)
+    baselines = _baselines(parts, fit, validation, foreign, seed)
+    return OutlierChoice(kept[1], kept[0], candidates, baselines)
+
+
+def detectors_for(targets: NDArray[np.int64]) -> tuple[str, ...]:
+    """What can be tried where targets are class indices (N), or 0 and 1 for every label (N x C)."""
+    return WITHOUT_LOGITS if targets.ndim == 2 else tuple(DETECTORS)
 
 
 def embedding_choices(
@@ -164,6 +196,7 @@ class LeftOut:
 
     index: int  # of the class
     is_foreign: NDArray[np.bool_]  # rows of that class, N
+    fit: Labelled  # what it was fitted on
     model: OutlierModel
     outputs: Outputs  # of validation, without the logits of that class
 
@@ -182,25 +215,70 @@ def leave_classes_out(
         kept = np.sort(np.random.default_rng(seed).permutation(kept)[:_LEFT_OUT_FIT])
         logits = np.delete(fit.outputs.logits[kept], index, axis=1)
         others = np.delete(validation.outputs.logits, index, axis=1)
-        yield LeftOut(
-            index,
-            _has(validation.targets, index),
-            OutlierModel.fit(fit.outputs.embedding[kept], logits, choice=choice, seed=seed),
-            Outputs(others, validation.outputs.embedding),
+        fitted_on = Outputs(logits, fit.outputs.embedding[kept])
+        is_foreign = _has(validation.targets, index)
+        judged = Outputs(others, validation.outputs.embedding)
+        model = OutlierModel.fit(
+            fitted_on.embedding,
+            logits,
+            choice=choice,
+            scaled_on=(judged.embedding[~is_foreign], judged.logits[~is_foreign]),
+            seed=seed,
         )
+        yield LeftOut(index, is_foreign, Labelled(fitted_on, fit.targets[kept]), model, judged)
 
 
 def _auroc_without_classes(
-    choice: EmbeddingChoice, fit: Labelled, validation: Labelled, seed: int
+    choice: EmbeddingChoice,
+    fit: Labelled,
+    validation: Labelled,
+    detectors: Sequence[str],
+    seed: int,
 ) -> dict[str, float]:
     """Mean over classes left out, by detector; empty where no class can be."""
     found: dict[str, list[float]] = {}
     for left_out in leave_classes_out(choice, fit, validation, seed=seed):
-        for detector in DETECTORS:
+        for detector in detectors:
             scores = left_out.scores(detector)
             foreign, domestic = scores[left_out.is_foreign], scores[~left_out.is_foreign]
             found.setdefault(detector, []).append(auroc(foreign, domestic))
     return {detector: float(np.mean(values)) for detector, values in found.items()}
+
+
+def _baselines(
+    parts: Sequence[EmbeddingPart],
+    fit: Labelled,
+    validation: Labelled,
+    foreign: Mapping[str, Outputs],
+    seed: int,
+) -> tuple[Candidate, ...]:
+    """The same evidence for scores that are measured alone."""
+    read = next(iter(embedding_choices(parts, fit.outputs.embedding).values()))
+
+    def apart(score: Score, strange: Outputs, usual: Outputs) -> float:
+        scores = (score(read.of(its.embedding), its.logits) for its in (strange, usual))
+        return auroc(*scores)
+
+    left_out: dict[str, list[float]] = {}
+    for its in leave_classes_out(read, fit, validation, seed=seed):
+        fitted_on = its.fit.outputs
+        scores = fit_baselines(read.of(fitted_on.embedding), fitted_on.logits, its.fit.targets)
+        split = [_rows(its.outputs, rows) for rows in (its.is_foreign, ~its.is_foreign)]
+        for name, score in scores.items():
+            left_out.setdefault(name, []).append(apart(score, *split))
+    outputs = fit.outputs
+    scores = fit_baselines(read.of(outputs.embedding), outputs.logits, fit.targets)
+    found = []
+    for name, score in scores.items():
+        kinds = {kind: apart(score, its, validation.outputs) for kind, its in foreign.items()}
+        if name in left_out:
+            kinds[CLASSES_LEFT_OUT] = float(np.mean(left_out[name]))
+        found.append(Candidate(PENULTIMATE, name, kinds))
+    return tuple(found)
+
+
+def _rows(outputs: Outputs, rows: NDArray[np.bool_]) -> Outputs:
+    return Outputs(outputs.logits[rows], outputs.embedding[rows])
 
 
 def _classes_to_leave_out(fit: Labelled, validation: Labelled) -> Iterator[int]:

@@ -41,6 +41,7 @@ from training.export import check_exports, export_network, remove_int8, run_netw
 from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.gates import gives_the_labels, hold_to_torch
 from training.model_card import write_model_card
+from training.outlier_choice import Candidate
 from training.reference import outlier_arrays, write_reference
 from training.self_check import GIVEN, check_outlier_score, made_foreign_images
 
@@ -260,10 +261,12 @@ def _outlier_summary(trained: Trained, findings: Findings) -> OutlierSummary:
         statement=f"{check.statement} {promise}.",
         embedding=check.chosen.embedding,
         detector=check.chosen.detector,
-        candidates={
-            f"{its.detector} on {its.embedding}": {
-                kind: round(value, 4) for kind, value in its.auroc.items()
-            }
-            for its in check.candidates
-        },
+        candidates=_aurocs(check.candidates),
+        baselines=_aurocs(check.baselines),
     )
+
+
+def _aurocs(candidates: Sequence[Candidate]) -> dict[str, dict[str, float]]:
+    return {
+        its.name: {kind: round(auroc, 4) for kind, auroc in its.auroc.items()} for its in candidates
+    }

@@ -45,6 +45,7 @@ class ReadBy(TypedDict):
     auroc: Mapping[str, float]
     mean: float
     is_chosen: bool
+    is_baseline: bool
 
 
 class OutlierCheck(TypedDict, total=False):

@@ -50,6 +50,7 @@ class SelfCheck:
     statement: str
     chosen: Candidate
     candidates: tuple[Candidate, ...]
+    baselines: tuple[Candidate, ...] = ()  # other scores, measured and never chosen
 
 
 def check_outlier_score(choice: OutlierChoice, flags: Mapping[str, NDArray[np.bool_]]) -> SelfCheck:
@@ -59,7 +60,7 @@ def check_outlier_score(choice: OutlierChoice, flags: Mapping[str, NDArray[np.bo
         for kind, its in flags.items()
     )
     passed, statement = _verdict(kinds, choice.chosen)
-    return SelfCheck(kinds, passed, statement, choice.chosen, choice.candidates)
+    return SelfCheck(kinds, passed, statement, choice.chosen, choice.candidates, choice.baselines)
 
 
 def made_foreign_images(

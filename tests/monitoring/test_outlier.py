@@ -1,4 +1,4 @@
-"""The outlier score is KNN plus ViM as published, and its p-value keeps its promise."""
+"""The parts of the outlier score are as published, and its p-value keeps its promise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from monitoring import outlier
-from monitoring.outlier import CHUNK_ROWS, NEIGHBOURS, RECORD_COMPONENTS, OutlierModel, _kth_largest
+from monitoring.outlier import (
+    CHUNK_ROWS,
+    ENERGY_OR_RESIDUAL,
+    KNN_AND_RESIDUAL,
+    KNN_AND_VIM,
+    NEIGHBOURS,
+    RECORD_COMPONENTS,
+    OutlierModel,
+    _kth_largest,
+)
 
 SIZE, CLASSES = 48, 5
 
@@ -92,11 +101,55 @@ def test_the_parts_agree_with_a_straightforward_implementation(world):
     assert np.abs(components) == pytest.approx(np.abs(expected), abs=1e-2)
 
 
-def test_the_score_is_the_sum_of_robust_z_values(world, fitted):
+def test_the_score_is_the_sum_of_robust_z_values_or_the_largest(world, fitted):
     embedding, logits = world.draw(50)
     parts, _ = fitted._parts(embedding, logits)
     z = (parts - fitted.location) / fitted.scale
-    assert fitted.score(embedding, logits)[0] == pytest.approx(z.sum(axis=1), rel=1e-4)
+    knn, vim, residual, energy = z.T
+    for detector, expected in [
+        (KNN_AND_VIM, knn + vim),
+        ("KNN", knn),
+        ("ViM", vim),
+        (ENERGY_OR_RESIDUAL, np.maximum(energy, residual)),
+        (KNN_AND_RESIDUAL, knn + residual),
+        ("residual", residual),
+    ]:
+        found = fitted.with_detector(detector).score(embedding, logits)[0]
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_scores_of_images_that_nothing_was_fitted_on_lie_about_zero(world):
+    """A subspace leaves little of the few images that it was fitted on outside."""
+    few, validation, new = world.draw(80), world.draw(200), world.draw(500)
+    by_validation = OutlierModel.fit(*few, detector="residual", scaled_on=validation)
+    by_itself = OutlierModel.fit(*few, detector="residual")
+    assert np.median(by_validation.score(*new)[0]) == pytest.approx(0, abs=0.3)
+    assert np.median(by_itself.score(*new)[0]) > 1
+    with_too_few = OutlierModel.fit(*few, scaled_on=tuple(part[:19] for part in validation))
+    assert (with_too_few.location == by_itself.location).all()
+
+
+def test_energy_or_residual_finds_what_a_head_that_is_sure_hides_from_vim(world, fitted):
+    """Images off the subspace of which the head is three times as sure as of its own."""
+    (inside, logits), off = world.draw(300), np.random.default_rng(1).normal(size=(300, SIZE))
+    unseen = off - off @ np.linalg.pinv(world.plane) @ world.plane
+    foreign = (inside + 0.15 * unseen).astype(np.float32), 3 * logits
+
+    def told_apart(detector: str) -> float:
+        model = fitted.with_detector(detector)
+        return auroc(model.score(inside, logits)[0], model.score(*foreign)[0])
+
+    assert told_apart("ViM") < 0.5
+    assert told_apart(ENERGY_OR_RESIDUAL) > 0.95
+
+
+def test_a_model_from_before_residual_and_energy_scores_as_it_did(world, fitted):
+    arrays = fitted.to_arrays()
+    old = {name: arrays[name] for name in arrays if name != "largest"}
+    old |= {name: arrays[name][:2] for name in ("location", "scale", "weights")}
+    embedding, logits = world.draw(50)
+    found = OutlierModel.from_arrays(old).score(embedding, logits)[0]
+    assert found == pytest.approx(fitted.score(embedding, logits)[0], rel=1e-5, abs=1e-5)
 
 
 def test_location_and_scale_are_median_and_robust_deviation_outside_the_bank(world):

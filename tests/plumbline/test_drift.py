@@ -7,7 +7,7 @@ import json
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -156,6 +156,36 @@ def test_only_what_was_changed_is_labelled(heard, source, player):
     unchanged = {its for its, data in heard.images.items() if pixels_of(data) in kept}
     assert 0 < len(unchanged) < 16
     assert set(heard.labels) == set(heard.images) - unchanged
+
+
+def classes_of(source: Source, images: Iterable[bytes]) -> Counter[str]:
+    """Classes of images that are as the data have them."""
+    labels = {
+        source.reader.prepare(row, SPEC).tobytes(): source.labels[row][0]
+        for row in range(len(source))
+    }
+    return Counter(labels[pixels_of(its)] for its in images)
+
+
+def test_another_prior_makes_the_first_classes_three_times_as_frequent(
+    heard, source, player, monkeypatch
+):
+    monkeypatch.setattr(drift, "_FAVOURED_CLASSES", 1)
+    rows = source.rows(Split.VALIDATION)
+    before = Counter(source.labels[row][0] for row in rows)
+    player(kind="prior").send(Split.VALIDATION, 99, changed=True)
+    found = classes_of(source, heard.images.values())
+    assert found["cat"] == before["cat"]
+    assert 0 < found["dog"] < 0.7 * before["dog"]
+    assert heard.labels == {}  # nothing new to learn
+
+
+def test_another_concept_leaves_images_and_changes_what_they_are_called(heard, source, player):
+    player(kind="concept").send(Split.VALIDATION, 16, changed=True)
+    assert len(heard.labels) == 16
+    for its, labels in heard.labels.items():
+        (seen,) = classes_of(source, [heard.images[its]])
+        assert labels == [{"cat": "dog", "dog": "cat"}[seen]]
 
 
 def test_no_changed_image_is_made_from_a_test_image(heard, source, player):

@@ -24,18 +24,22 @@ START = subprocess.Popen
 
 @pytest.fixture
 def started(store, monkeypatch):
-    """Stands in for the service: a child that sleeps; gives the environments it was given."""
+    """Children that sleep stand in for both; gives the environments that they were given."""
     environments = []
 
     def start(command, env, **options):
         environments.append(env)
         return START(["sleep", "60"], **options)
 
+    def beside_monitor(service, settings):
+        with up._running("monitor", settings):
+            return 0
+
     monkeypatch.setenv("PLUMBLINE_HOME", str(store.home))
     monkeypatch.setattr(up.subprocess, "Popen", start)
     monkeypatch.setattr(up, "check_address", lambda *address: None)
     monkeypatch.setattr(up, "_wait_until_ready", lambda service, url: None)
-    monkeypatch.setattr(up, "_wait", lambda *children: 0)
+    monkeypatch.setattr(up, "_wait_beside_monitor", beside_monitor)
     monkeypatch.setattr(up, "_example_image", lambda home, source: f"image of {source}")
     return environments
 
@@ -218,11 +222,41 @@ def test_images_are_kept_unless_that_is_forbidden(store, register, started, monk
     assert [its["PLUMBLINE_STORE_IMAGES"] for its in started] == ["true"] * 2 + ["false"] * 2
 
 
-def test_the_end_of_one_ends_the_other():
-    sleeper, failing = START(["sleep", "60"]), START(["false"])
-    assert up._wait(sleeper, failing) == 1
-    sleeper.kill()
-    sleeper.wait()
+def play_monitors(monkeypatch, *commands):
+    """Each start of a monitor runs the next of these, then sleeps; gives what was started."""
+    begun, left = [], list(commands)
+
+    def start(command, **options):
+        begun.append(START(left.pop(0) if left else ["sleep", "60"]))
+        return begun[-1]
+
+    monkeypatch.setattr(up.subprocess, "Popen", start)
+    monkeypatch.setattr(up, "_FIRST_PAUSE_SECONDS", 0.01)
+    return begun
+
+
+def test_the_end_of_the_service_ends_the_monitor(monkeypatch, capsys):
+    begun = play_monitors(monkeypatch)
+    assert up._wait_beside_monitor(START(["sh", "-c", "sleep 0.5; exit 3"]), {}) == 3
+    assert begun[0].poll() == -signal.SIGTERM
+    assert "the service ended with code 3" in capsys.readouterr().err
+
+
+def test_a_monitor_that_dies_is_started_again_while_the_service_goes_on(monkeypatch, capsys):
+    begun = play_monitors(monkeypatch, ["sh", "-c", "kill -9 $$"], ["false"])
+    service = START(["sh", "-c", "sleep 3"])
+    assert up._wait_beside_monitor(service, {}) == 0
+    assert [its.returncode for its in begun] == [-9, 1, -signal.SIGTERM]
+    told = capsys.readouterr().err
+    assert "the monitor ended with code -9" in told
+    assert "the service goes on" in told
+
+
+def test_a_monitor_that_refuses_to_start_is_not_started_again(monkeypatch, capsys):
+    begun = play_monitors(monkeypatch, ["sh", "-c", "exit 2"])
+    assert up._wait_beside_monitor(START(["sleep", "2"]), {}) == 0
+    assert len(begun) == 1
+    assert "once that is mended" in capsys.readouterr().err
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored():

@@ -24,6 +24,7 @@ def cross_fitted(embedding: np.ndarray, targets: np.ndarray, seed: int) -> np.nd
     return cross_fitted_scores(
         embedding,
         targets,
+        scaled_on=embeddings(60, 500 + seed)[0],
         penultimate=slice(None),
         like=OutlierModel.fit(embedding, embedding[:, :CLASSES]),
         detector=KNN_AND_VIM,
@@ -54,7 +55,10 @@ def test_the_flag_rate_on_new_images_is_that_asked_for() -> None:
             seed=seed,
         )
         weight, bias = head.weight.numpy(), head.bias.numpy()
-        model = OutlierModel.fit(fit, fit @ weight.T + bias)
+        validation = embeddings(60, 500 + seed)[0]
+        model = OutlierModel.fit(
+            *(fit, fit @ weight.T + bias), scaled_on=(validation, validation @ weight.T + bias)
+        )
         new_scores = model.score(new, new @ weight.T + bias)[0]
         scores = cross_fitted(fit, targets, seed)
         flagged.append((model.calibrated(scores).p_value(new_scores) <= 0.05).mean())

@@ -7,7 +7,7 @@ import pytest
 
 from model.embedding import EmbeddingPart
 from model.engines import Outputs
-from monitoring.outlier import DETECTORS, KNN_AND_VIM
+from monitoring.outlier import DETECTORS, KNN_AND_RESIDUAL, KNN_AND_VIM, WITHOUT_LOGITS
 from training.outlier_choice import (
     CLASSES_LEFT_OUT,
     CLASSES_NEVER_LEARNED,
@@ -97,7 +97,31 @@ def test_multi_label_rows_of_a_class_are_left_out_together() -> None:
     )
     single = choose_outlier_model(PARTS, FIT, VALIDATION, {"any": VALIDATION.outputs})
     several = choose_outlier_model(PARTS, fit, validation, {"any": VALIDATION.outputs})
-    assert several.chosen.auroc == single.chosen.auroc
+    by_name = {its.name: its.auroc for its in single.candidates}
+    assert several.candidates
+    for candidate in several.candidates:
+        assert candidate.auroc == by_name[candidate.name]
+
+
+def test_where_several_labels_may_apply_no_score_reads_how_many_do() -> None:
+    fit, validation = (
+        Labelled(its.outputs, np.eye(CLASSES, dtype=np.int64)[its.targets])
+        for its in (FIT, VALIDATION)
+    )
+    choice = choose_outlier_model(PARTS, fit, validation, {"any": VALIDATION.outputs})
+    assert choice.candidates[0].detector == KNN_AND_RESIDUAL
+    assert {its.detector for its in choice.candidates} == set(WITHOUT_LOGITS)
+
+
+def test_other_scores_are_measured_beside_it_and_never_chosen() -> None:
+    foreign = {"late": outputs(200, 2, late=30).outputs}
+    choice = choose_outlier_model(PARTS, FIT, VALIDATION, foreign)
+    assert [its.detector for its in choice.baselines] == ["MSP", "Energy", "Mahalanobis"]
+    for baseline in choice.baselines:
+        assert set(baseline.auroc) == {"late", CLASSES_LEFT_OUT}
+        assert baseline not in choice.candidates
+    mahalanobis = choice.baselines[-1]
+    assert mahalanobis.auroc["late"] > 0.99
 
 
 def test_joined_layers_count_equally_however_long_they_are() -> None:
