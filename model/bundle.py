@@ -42,6 +42,7 @@ ONNX = "network.onnx"
 OPENVINO = "network.xml"
 INT8 = "network.int8.xml"  # and its .bin: there where it was asked for and passed its gate
 OUTLIER = "outlier.safetensors"
+MISTAKES = "mistakes"  # array of it, by row of the reference; older bundles lack it
 CONFORMAL_SETS = "conformal.safetensors"  # bundles made before there were sets lack it
 REFERENCE = "reference.parquet"
 REPORT = "report.html"

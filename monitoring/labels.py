@@ -31,7 +31,7 @@ UNJOINED_KEPT = timedelta(days=1)  # feedback of ids that no record has
 _COLUMNS = ("id", "time", "model")
 _ROWS_AT_ONCE = 50_000
 _IDS_KEPT = 1_000_000  # 8 bytes each; of the newest records
-_DELETED_AT_ONCE = 500
+_IDS_AT_ONCE = 500  # in one statement
 
 Answers = dict[tuple[str, ...], datetime]  # labels, and when they were said last
 
@@ -109,7 +109,7 @@ def labelled_images(
     found = []
     for prediction_id, answers in said.items():
         labels, received_at = next(iter(answers.items()))
-        reason = _fault(answers, manifest)
+        reason = fault(answers, manifest)
         if prediction_id not in known:
             # Records of the days before are not read: no image is left of those.
             day = _day(prediction_id)
@@ -170,7 +170,7 @@ class LabelCounter:
         known = np.isin(_short(said), self._predicted).tolist()
         return sum(
             is_known
-            and _fault(answers, self._manifest) is None
+            and fault(answers, self._manifest) is None
             and find_image(self._images, prediction_id) is not None
             for (prediction_id, answers), is_known in zip(said.items(), known, strict=True)
         )
@@ -207,14 +207,14 @@ def forget_unjoined(settings: MonitoringSettings, state: Engine, after: datetime
         return after
     unjoined = sorted(its for its in ids if (_day(its) or oldest) >= oldest)
     with write_transaction(state) as connection:
-        for start in range(0, len(unjoined), _DELETED_AT_ONCE):
-            some = unjoined[start : start + _DELETED_AT_ONCE]
+        for start in range(0, len(unjoined), _IDS_AT_ONCE):
+            some = unjoined[start : start + _IDS_AT_ONCE]
             connection.execute(delete(feedback).where(old, its.prediction_id.in_(some)))
     return until
 
 
-def _fault(answers: Answers, manifest: Manifest) -> str | None:
-    """Why nothing can be learned from what was said of an image."""
+def fault(answers: Answers, manifest: Manifest) -> str | None:
+    """Why nothing can be learned from what was said of an image: a field of `Labels`, or None."""
     if len(answers) > 1:
         return "contradicted"
     (labels,) = answers
@@ -223,6 +223,15 @@ def _fault(answers: Answers, manifest: Manifest) -> str | None:
     if manifest.task == "multi" or len(labels) == 1 or (not labels and manifest.none_allowed):
         return None
     return "unsuitable"
+
+
+def said_of(state: Engine, ids: Sequence[str]) -> dict[str, Answers]:
+    """The different answers of all clients to some predictions, as for `_said_by_id`."""
+    found: dict[str, Answers] = {}
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        some = ids[start : start + _IDS_AT_ONCE]
+        found.update(_said(state, [feedback.c.prediction_id.in_(some)]))
+    return found
 
 
 def _said_by_id(
@@ -241,6 +250,11 @@ def _said_by_id(
         wanted.append(its.prediction_id.in_(new))
     if received_until is not None:
         wanted.append(its.received_at <= received_until)
+    return _said(state, wanted)
+
+
+def _said(state: Engine, wanted: Sequence[ColumnElement[bool]]) -> dict[str, Answers]:
+    its = feedback.c
     query = select(its.prediction_id, its.labels, its.received_at).where(*wanted)
     said: dict[str, Answers] = {}
     with state.connect() as connection:

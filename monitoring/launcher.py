@@ -18,12 +18,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from model.errors import PlumblineError
 from model.state import retrainings
 from model.store import ModelStore
+from monitoring.alarm import Alarm
 from monitoring.labels import BEGINNING, LabelCounter, forget_unjoined
 from monitoring.retrain import Comparison, learned_until
 from monitoring.retraining_images import remove_unneeded
 from monitoring.retraining_lock import BY_ALARM, close_dead, has_row, last_retraining
 from monitoring.settings import MonitoringSettings
-from monitoring.watch import Alarm, Watch
+from monitoring.watch import Watch
 
 log = logging.getLogger("plumbline.monitor")
 

@@ -49,6 +49,16 @@ class MonitorCollector(Collector):
             "plumbline_alarm_line_log10", "Evidence that raises an alarm.", status["alarm_line"]
         )
         yield _gauge(
+            "plumbline_labels_alarm_line_log10",
+            "Evidence in the stream labelled_mistakes that raises an alarm.",
+            status["labels"]["alarm_line"] if "labels" in status else None,
+        )
+        yield _gauge(
+            "plumbline_sampled_images_per_day",
+            "Images sampled as evidence in the last day.",
+            status.get("sampled_a_day"),
+        )
+        yield _gauge(
             "plumbline_flagged_share", "Share flagged of the last images.", status["flagged_share"]
         )
         yield _gauge(

@@ -15,15 +15,22 @@ from model.errors import MonitorError, StoreError
 from model.state import alarms, audit, record, write_transaction
 from model.store import ModelStore
 from monitoring import state_file
+from monitoring.alarm import LABELLED_MISTAKES, Alarm
+from monitoring.pace import CHANCE, promised_days
+from monitoring.predictions import Predictions
 from monitoring.record_reader import LIMIT_UNFOLDED_BYTES, RecordReader
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import COLUMNS, fitting_rows
-from monitoring.watch import Alarm, Watch
+from monitoring.watch import ResetWay, Watch
 
 log = logging.getLogger("plumbline.monitor")
 
-RESET = "monitor reset"  # the audit's words for it
-RESET_KEEPING = "monitor reset, images kept"
+# What the audit calls a reset, by the way it is done.
+RESETS: dict[ResetWay, str] = {
+    "back": "monitor reset",
+    "keep": "monitor reset, images kept",
+    "new normal": "monitor reset, new normal",
+}
 _WATCHES_KEPT = 3  # of the latest champions: a rollback goes on where it was
 
 
@@ -38,6 +45,7 @@ class Monitor:
         self._store = store
         self._path = settings.home.absolute() / "monitor" / "state.json"
         self._reader = RecordReader(settings.records, ("model", *COLUMNS))
+        self._predictions = Predictions(self._path.with_name("predictions.sqlite"))
         self._states: dict[str, dict[str, Any]] = {}  # by tag, the latest last
         self._alarms_written: set[tuple[str, str]] = set()  # tag and time
         self._why_no_watch = ""
@@ -77,10 +85,16 @@ class Monitor:
             self.records_total["refused"] += refused
         raised, resets = self._take_around_resets(new)
         found = self._reader.refused_files, self._reader.refused_records
-        if len(new) or resets or found != known:
+        raised += self._join_labels(self.watch)
+        if len(new) or resets or found != known or self.watch.labelled.has_read:
             self.save()
+        self.watch.saved()
         self._write_alarms()
         return raised
+
+    def _join_labels(self, watch: Watch) -> list[Alarm]:
+        """Hold feedback against predictions, once all records are read that it can speak of."""
+        return [] if self._reader.has_more else watch.join(self._store.state, datetime.now(UTC))
 
     def _take_around_resets(self, new: pa.Table) -> tuple[list[Alarm], int]:
         """Take records, with each reset between those from before it and those from after it.
@@ -91,13 +105,13 @@ class Monitor:
         assert self.watch is not None
         raised: list[Alarm] = []
         resets = 0
-        for number, time, keeping in self._new_resets(self.watch):
+        for number, time, way in self._new_resets(self.watch):
             is_before = pyarrow.compute.less_equal(new["time"], pa.scalar(time, new["time"].type))
             earlier, later = new.filter(is_before), new.filter(pyarrow.compute.invert(is_before))
             if self._reader.has_more and not len(later):
                 break
             raised += self._take(earlier)
-            self.watch.reset(number, time.timestamp(), keeping=keeping)
+            self.watch.reset(number, time.timestamp(), way)
             log.info("the evidence for %s was reset", self.watch.manifest.tag)
             new = later
             resets += 1
@@ -139,17 +153,27 @@ class Monitor:
             "images_sampled": watch.images_sampled,
             "images_since_reset": watch.evidence.images,
             "last_image": _iso(watch.last_image_seconds),
-            "log10_evidence": {name: value if begun else None for name, value in evidence},
+            "log10_evidence": {
+                **{name: value if begun else None for name, value in evidence},
+                LABELLED_MISTAKES: watch.labelled.log10,
+            },
             "alarm_line": watch.line,
             "false_alarm_images": self._settings.false_alarm_images,
+            "sampled_a_day": watch.pace.a_day,
+            "false_alarm_promise": {
+                "chance": CHANCE,
+                "days": promised_days(self._settings.false_alarm_images, watch.pace.a_day),
+                "sentence": watch.promised_in_days,
+            },
+            "labels": watch.labelled.status(),
             "alarms": [
                 {"time": its.time, "stream": its.stream, "after_images": its.after_images}
                 for its in watch.alarms
             ],
             "flagged_share": watch.flagged_share(),
             "repeated_share": watch.sampler.repeated_share,
-            "repeated_answers_share": watch.repeats.share,
-            "dependence": watch.dependence.correlation,
+            "repeated_answers_share": watch.promise.repeats.share,
+            "dependence": watch.promise.dependence.correlation,
             "calibration_images": watch.calibration_images,
             "class_mix": watch.class_mix(),
             "accuracy_estimate": watch.accuracy_estimate(),
@@ -177,7 +201,7 @@ class Monitor:
             return
         if self.watch is not None:
             self.save()
-        watch = Watch(self._store.load(version), self._settings)
+        watch = Watch(self._store.load(version), self._settings, self._predictions)
         state = self._states.get(version.tag)
         if state is not None:
             try:
@@ -187,18 +211,20 @@ class Monitor:
                     f"the evidence for {version.tag} in {self._path} cannot be gone on with:"
                     f" {error}; set the setting back, or move the file away to begin anew"
                 ) from error
+            watch.saved()
         self.watch = watch
         log.info("watching %s%s", version.tag, "" if state is None else ", from where it was")
 
-    def _new_resets(self, watch: Watch) -> list[tuple[int, datetime, bool]]:
+    def _new_resets(self, watch: Watch) -> list[tuple[int, datetime, ResetWay]]:
         """The resets that were asked for and not obeyed yet, oldest first.
 
-        Number and time of each, and whether the drifted images are kept.
+        Number and time of each, and the way it is done.
         """
+        ways = {action: way for way, action in RESETS.items()}
         asked = (
             select(audit.c.id, audit.c.time, audit.c.action)
             .where(
-                audit.c.action.in_((RESET, RESET_KEEPING)),
+                audit.c.action.in_(ways),
                 audit.c.subject == watch.manifest.tag,
                 audit.c.id > watch.resets_seen,
             )
@@ -210,7 +236,7 @@ class Monitor:
         # SQLite keeps times in UTC but forgets that they are. A clock that is ahead must not
         # declare records of the future to be from before the reset.
         return [
-            (number, min(time.replace(tzinfo=time.tzinfo or UTC), now), action == RESET_KEEPING)
+            (number, min(time.replace(tzinfo=time.tzinfo or UTC), now), ways[action])
             for number, time, action in rows
         ]
 
@@ -294,14 +320,14 @@ def empty_status(why: str = "") -> dict[str, Any]:
     }
 
 
-def ask_for_reset(settings: MonitoringSettings, why: str, *, keeping: bool = False) -> str:
+def ask_for_reset(settings: MonitoringSettings, why: str, way: ResetWay = "back") -> str:
     """Write into the audit that the champion's evidence shall begin anew; gives its tag.
 
-    `keeping` says that the images of the alarm are of the domain and stay in the bags. The running
-    monitor obeys within seconds, one that is down when it starts.
+    `way` is as for `Watch.reset`. The running monitor obeys within seconds, one that is down when
+    it starts.
     """
     store = ModelStore(settings)
     tag = store.champion(settings.model).tag
     with write_transaction(store.state) as connection:
-        record(connection, RESET_KEEPING if keeping else RESET, tag, why)
+        record(connection, RESETS[way], tag, why)
     return tag

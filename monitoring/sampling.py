@@ -9,7 +9,7 @@ for the sampled stream. What dependence is left is measured, and past a limit no
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ LAGS = 8  # images apart that are compared within a block
 FAR_LAGS = 150  # and across blocks
 FAR_CHANCE = 4.0  # standard errors that the largest of so many correlations reaches by chance
 INTERVALS_KEPT = 16  # of a client's share
+_AT_ONCE = 64  # arrivals that are compared with each other
+
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +56,25 @@ class Sampler:
         self, *, window_images: int, near_bits: int, client_images: int, client_seconds: float
     ) -> None:
         self._near_bits = near_bits
-        self._client_images = client_images
-        self._client_seconds = client_seconds
         self._hashes = np.zeros(window_images, np.uint64)
-        self._names: deque[str] = deque(maxlen=window_images)  # sha256
+        self._names: deque[str] = deque()  # sha256, of as many images
+        self._known: Counter[str] = Counter()  # the same, to look up
         self._seen = 0
         self._repeats: deque[bool] = deque(maxlen=window_images)
-        # By interval and client, of the intervals begun last: records come a little out of order.
-        self._taken: dict[int, dict[str, int]] = {}
-        self._clients_before = 0  # in the interval begun before the last
+        self._shares = ClientShares(images=client_images, seconds=client_seconds)
 
     def takes(self, arrival: Arrival) -> bool:
         """Whether this image counts; every arrival has to be asked, in order."""
-        repeated = self._repeats_another(arrival)
-        self._repeats.append(repeated)
-        place = self._seen % len(self._hashes)
-        self._hashes[place] = arrival.perceptual_hash
-        self._names.append(arrival.image_sha256)
-        self._seen += 1
-        return self._within_share(arrival, repeated) and not repeated
+        return self.takes_which([arrival])[0]
+
+    def takes_which(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        """Which of these images count; the same as to ask for one after the other, but faster."""
+        at_once = min(len(self._hashes), _AT_ONCE)
+        return [
+            self._takes(arrival, near)
+            for start in range(0, len(arrivals), at_once)
+            for arrival, near in self._with_near(arrivals[start : start + at_once])
+        ]
 
     @property
     def repeated_share(self) -> float:
@@ -90,8 +93,7 @@ class Sampler:
             "names": list(self._names),
             "seen": self._seen,
             "repeats": list(map(int, self._repeats)),
-            "taken": [[interval, taken] for interval, taken in self._taken.items()],
-            "clients_before": self._clients_before,
+            **self._shares.to_state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -103,34 +105,99 @@ class Sampler:
             )
         self._hashes = np.array(state["hashes"], np.uint64)
         self._names.extend(state["names"])
+        self._known.update(self._names)
         self._seen = int(state["seen"])
         self._repeats.extend(map(bool, state["repeats"]))
+        self._shares.restore(state)
+
+    def _takes(self, arrival: Arrival, near: bool) -> bool:
+        repeated = near or arrival.image_sha256 in self._known
+        self._repeats.append(repeated)
+        self._remember_name(arrival.image_sha256)
+        return self._shares.admit(arrival, counted=not repeated) and not repeated
+
+    def _with_near(self, arrivals: Sequence[Arrival]) -> Iterable[tuple[Arrival, bool]]:
+        """Each with whether its hash is near one of the window before it; not more than that."""
+        hashes = np.array([its.perceptual_hash for its in arrivals], np.uint64)
+        near = self._near_in_window(hashes) | self._near_each_other(hashes)
+        self._hashes[(self._seen + np.arange(len(hashes))) % len(self._hashes)] = hashes
+        self._seen += len(hashes)
+        return zip(arrivals, near.tolist(), strict=True)
+
+    def _near_in_window(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether each is near one from before all of them that is still in the window, N."""
+        length = len(self._hashes)
+        near = self._are_near(self._hashes[: self._seen], hashes)  # N x window
+        if self._seen + len(hashes) > length and near.any():
+            # Those before an image have taken the places of the oldest.
+            for row in range(1, len(hashes)):
+                if (gone := self._seen + row - length) > 0:
+                    oldest = max(0, self._seen - length)
+                    near[row, np.arange(oldest, gone) % length] = False
+        return np.asarray(near.any(axis=1))
+
+    def _near_each_other(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether each is near one of those before it, N."""
+        return np.asarray(np.tril(self._are_near(hashes, hashes), k=-1).any(axis=1))
+
+    def _are_near(self, known: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        return np.asarray(np.bitwise_count(hashes[:, None] ^ known) <= self._near_bits)
+
+    def _remember_name(self, name: str) -> None:
+        self._names.append(name)
+        self._known[name] += 1
+        if len(self._names) > len(self._hashes):
+            _forget(self._known, self._names.popleft())
+
+
+class ClientShares:
+    """What each of several clients may contribute in an interval; a lone one is not held back.
+
+    >>> shares = ClientShares(images=2, seconds=60)
+    >>> [shares.admit(Arrival(float(at), "", 0, name)) for at, name in enumerate("abaaab")]
+    [True, True, True, False, False, True]
+    """
+
+    def __init__(self, *, images: int, seconds: float) -> None:
+        self._images = images
+        self._seconds = seconds
+        # By interval and client, of the intervals begun last: records come a little out of order.
+        self._taken: dict[int, dict[str, int]] = {}
+        self._clients_before = 0  # in the interval begun before the last
+
+    def admit(self, arrival: Arrival, *, counted: bool = True) -> bool:
+        """Whether the client has not had its share; takes one off it where this one is counted."""
+        interval = int(arrival.seconds // self._seconds)
+        its = self._taken.get(interval)
+        if its is None:
+            its = self._begin(interval)
+        taken = its.get(arrival.client, 0)
+        if taken >= self._images and not self._is_alone(arrival.client, its):
+            return False
+        its[arrival.client] = taken + counted
+        return True
+
+    def to_state(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {
+            "taken": [[interval, taken] for interval, taken in self._taken.items()],
+            "clients_before": self._clients_before,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `to_state`."""
         self._taken = {int(interval): dict(taken) for interval, taken in state["taken"]}
         self._clients_before = int(state["clients_before"])
 
-    def _repeats_another(self, arrival: Arrival) -> bool:
-        known = self._hashes[: self._seen]
-        differing = np.bitwise_count(known ^ np.uint64(arrival.perceptual_hash))
-        near = bool(len(known)) and int(differing.min()) <= self._near_bits
-        return near or arrival.image_sha256 in self._names
+    def _is_alone(self, client: str, interval: Mapping[str, int]) -> bool:
+        return self._clients_before <= 1 and set(interval) <= {client}
 
-    def _within_share(self, arrival: Arrival, repeated: bool) -> bool:
-        interval = int(arrival.seconds // self._client_seconds)
-        if interval not in self._taken:
-            self._begin(interval)
-        its = self._taken[interval]
-        taken = its.get(arrival.client, 0)
-        alone = set(its) <= {arrival.client} and self._clients_before <= 1
-        if taken >= self._client_images and not alone:
-            return False
-        its[arrival.client] = taken + (not repeated)
-        return True
-
-    def _begin(self, interval: int) -> None:
+    def _begin(self, interval: int) -> dict[str, int]:
         self._clients_before = len(next(reversed(self._taken.values()), ()))
-        self._taken[interval] = {}
+        begun = self._taken[interval] = {}
         while len(self._taken) > INTERVALS_KEPT:
             del self._taken[next(iter(self._taken))]
+        return begun
 
 
 class Dependence:
@@ -143,54 +210,56 @@ class Dependence:
     """
 
     def __init__(self, window_images: int) -> None:
-        self._p_values: deque[Sequence[float]] = deque(maxlen=window_images - window_images % BLOCK)
-        self._array: NDArray[np.float64] | None = None  # the same, made when it is asked for
+        self._rows = window_images - window_images % BLOCK
+        self._ring: FloatArray | None = None  # made with the first, which says how many streams
+        self._seen = 0
 
-    def add(self, p_values: Sequence[float]) -> None:
+    def add(self, p_values: Sequence[float] | FloatArray) -> None:
         """The p-values of one sampled image, one per stream."""
-        self._p_values.append(p_values)
-        self._array = None
+        if self._ring is None:
+            self._ring = np.zeros((self._rows, len(p_values)))
+        self._ring[self._seen % self._rows] = p_values
+        self._seen += 1
 
     @property
     def images(self) -> int:
         """How many images the correlation is of."""
-        return len(self._p_values)
+        return min(self._seen, self._rows)
 
     @property
     def correlation(self) -> float | None:
         """The largest over the streams, about 0 for exchangeable images; None before a block."""
-        if len(self._p_values) < BLOCK:
-            return None
-        return block_correlation(self._values())
+        return None if self.images < BLOCK else block_correlation(self._values())
 
     @property
     def far_correlation(self) -> float | None:
         """The mean of the streams, less what chance makes of it; None before a block."""
-        if len(self._p_values) < BLOCK:
-            return None
-        return far_correlation(self._values())
+        return None if self.images < BLOCK else far_correlation(self._values())
 
     def clear(self) -> None:
         """Begin a new window."""
-        self._p_values.clear()
-        self._array = None
+        self._seen = 0
 
-    def to_state(self) -> list[Sequence[float]]:
+    def to_state(self) -> list[list[float]]:
         """Everything, as JSON values."""
-        return list(self._p_values)
+        return list(self._values().tolist())
 
     def restore(self, state: Sequence[Sequence[float]]) -> None:
         """Go on from `to_state`."""
-        self._p_values.extend(state)
-        self._array = None
+        for p_values in state:
+            self.add(p_values)
 
-    def _values(self) -> NDArray[np.float64]:
-        if self._array is None:
-            self._array = np.array(self._p_values)
-        return self._array
+    def _values(self) -> FloatArray:
+        """The oldest first."""
+        if self._ring is None:
+            return np.zeros((0, 0))
+        if self._seen <= self._rows:
+            return self._ring[: self._seen]
+        oldest = self._seen % self._rows
+        return np.concatenate([self._ring[oldest:], self._ring[:oldest]])
 
 
-def block_correlation(values: NDArray[np.float64]) -> float:
+def block_correlation(values: FloatArray) -> float:
     """Largest over lags and columns of the mean correlation within blocks of BLOCK rows (N x K).
 
     >>> rng = np.random.default_rng(0)
@@ -205,14 +274,13 @@ def block_correlation(values: NDArray[np.float64]) -> float:
     squares = np.maximum((centred**2).sum(axis=1), 1e-12)
     # Taking the block's own mean off makes independent values look opposed by 1 / BLOCK. Every
     # block has one vote: the one that a change falls into does not decide.
-    found = [
-        ((centred[:, lag:] * centred[:, :-lag]).sum(axis=1) / squares).mean(axis=0).max()
-        for lag in range(1, LAGS + 1)
+    products = [
+        np.einsum("btk,btk->bk", centred[:, lag:], centred[:, :-lag]) for lag in range(1, LAGS + 1)
     ]
-    return float(max(found)) + 1 / BLOCK
+    return float((np.stack(products) / squares).mean(axis=1).max()) + 1 / BLOCK
 
 
-def far_correlation(values: NDArray[np.float64]) -> float:
+def far_correlation(values: FloatArray) -> float:
     """Largest over lags of the columns' mean correlation LAGS to FAR_LAGS rows apart (N x K).
 
     It is less what chance makes of the largest of so many: below 0 for nearly all independent rows.
@@ -234,9 +302,11 @@ def far_correlation(values: NDArray[np.float64]) -> float:
     lags = np.arange(LAGS + 1, min(FAR_LAGS, len(flat) - BLOCK) + 1)
     if not len(lags):
         return -1.0
-    # All lags at once, by the Fourier transform of twice the length.
-    power = np.abs(np.fft.rfft(flat, 2 * len(flat), axis=0)) ** 2
-    products = np.fft.irfft(power, axis=0)[lags].mean(axis=1)
+    # All lags at once, by the Fourier transform, so long that none of them goes round; the mean
+    # before going back.
+    length = 2 * ((len(flat) + FAR_LAGS + 1) // 2)
+    transformed = np.fft.rfft(np.ascontiguousarray(flat.T), length)
+    products = np.fft.irfft((transformed.real**2 + transformed.imag**2).mean(axis=0))[lags]
     pairs = len(flat) - lags
     # Columns that say the same make the mean no surer: its variance is that of their correlations.
     alike = ((flat.T @ flat / len(flat)) ** 2).mean()
@@ -292,7 +362,13 @@ class Repeats:
         self._answers.append(answer)
         self._known[answer] += 1
         if len(self._answers) > self._back:
-            oldest = self._answers.popleft()
-            self._known[oldest] -= 1
-            if not self._known[oldest]:
-                del self._known[oldest]
+            _forget(self._known, self._answers.popleft())
+
+
+def _forget(known: Counter[str], its: str) -> None:
+    """Take one off its count."""
+    left = known[its] - 1
+    if left:
+        known[its] = left
+    else:
+        known.pop(its)  # several times as fast as to delete it

@@ -88,6 +88,13 @@ class MonitoringSettings(ModelSettings):
         default=60.0, gt=0, description="Length of that interval, in seconds."
     )
 
+    labelled_at_random: bool = Field(
+        default=False,
+        description="Whether the images that feedback comes for are drawn at random, whatever was "
+        "predicted. Then the model's mistakes on them are held to those on its calibration split; "
+        "otherwise to the labelled images before them alone.",
+    )
+
     store_images: bool = Field(
         default=False,
         description="Keep predicted images in `images` in the home folder, for the monitor's page "

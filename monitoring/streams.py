@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from model.bundle import OUTLIER, REFERENCE, Bundle, Manifest
+from model.bundle import MISTAKES, OUTLIER, REFERENCE, Bundle, Manifest
 from model.decision import predicted_class, probabilities
 from monitoring.evidence import STREAMS
 from monitoring.records import read_records
@@ -90,10 +90,12 @@ def components_of(records: pa.Table) -> FloatArray:
 
 def accepted_labels(records: pa.Table, classes: Sequence[str]) -> NDArray[np.bool_]:
     """Which labels were given, N x C."""
-    index = {name: place for place, name in enumerate(classes)}
+    labels = records["labels"].combine_chunks()
+    rows = pyarrow.compute.list_parent_indices(labels)
+    places = pyarrow.compute.index_in(labels.flatten(), value_set=pa.array(classes, pa.string()))
+    known = places.is_valid()
     found = np.zeros((len(records), len(classes)), bool)
-    for row, labels in enumerate(records["labels"].to_pylist()):
-        found[row, [index[name] for name in labels if name in index]] = True
+    found[rows.filter(known).to_numpy(), places.filter(known).to_numpy()] = True
     return found
 
 
@@ -112,8 +114,20 @@ def reference_of(bundle: Bundle, sampler: Sampler) -> dict[str, FloatArray]:
 def reference_records(bundle: Bundle, sampler: Sampler) -> pa.Table:
     """The records of the calibration split, under the rule that production is sampled by."""
     records = read_records(str(bundle.path(REFERENCE)))
-    taken = [sampler.takes(arrival) for arrival in arrivals_of(records)]
+    taken = sampler.takes_which(arrivals_of(records))
     return records.filter(pa.array(taken, pa.bool_()))
+
+
+def mistakes_of(bundle: Bundle, sampler: Sampler) -> NDArray[np.int64] | None:
+    """Whether the model is wrong on each labelled image of the calibration split (1, else 0).
+
+    Under the rule that production is sampled by. None where the bundle does not say.
+    """
+    mistakes = bundle.arrays(OUTLIER).get(MISTAKES)
+    if mistakes is None:
+        return None
+    taken = sampler.takes_which(arrivals_of(read_records(str(bundle.path(REFERENCE)))))
+    return np.asarray(mistakes[np.array(taken, bool) & (mistakes >= 0)], np.int64)
 
 
 def edges_of(bundle: Bundle) -> Mapping[str, FloatArray]:

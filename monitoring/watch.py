@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from sqlalchemy import Engine
 
 from model.bundle import REFERENCE, Bundle
 from model.decision import probabilities
 from monitoring.accuracy import atc, atc_threshold, believable, cbpe, expected_labels
+from monitoring.alarm import Alarm
 from monitoring.evidence import STREAMS, Evidence
+from monitoring.labelled import BEFORE_ALARM_LABELS, LabelledMistakes
+from monitoring.pace import Pace, in_days
+from monitoring.predictions import Predictions
+from monitoring.promise import LEAST_DEPENDENCE_IMAGES, Promise
 from monitoring.reasons import MEASURED, Calibration, Reasons
 from monitoring.records import read_records
-from monitoring.sampling import BLOCK, Dependence, Repeats, Sampler
+from monitoring.rows import COMPARED, Rows, rows_of
+from monitoring.sampling import BLOCK, Arrival, Sampler
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import (
     FloatArray,
     accepted_labels,
-    arrivals_of,
     components_of,
     edges_of,
     logits_of,
+    mistakes_of,
     reference_of,
     reference_records,
     streams_of,
@@ -38,67 +44,46 @@ from monitoring.windows import Comparison, Images, Window
 log = logging.getLogger("plumbline.monitor")
 
 State = Literal["ok", "drift", "cannot promise", "waiting"]
+ResetWay = Literal["back", "keep", "new normal"]
 
 WINDOW_IMAGES = 1_000  # that shares and accuracy estimates are taken over
-DEPENDENCE_IMAGES = 400
-LEAST_DEPENDENCE_IMAGES = 60  # fewer say nothing of dependence, so no alarm is raised on them
-# Correlation of neighbours past which nothing is promised, beside three standard errors of its
-# estimate; the promise comes back under half of it.
-DEPENDENCE_LIMIT = 0.15
-FAR_DEPENDENCE_LIMIT = 0.15  # beside what chance does, which is taken off already
-REPEATS_BACK = 1_000  # sampled images that an answer is compared with
-# Share of them answered as another past which nothing is promised; it comes back under half of it.
-REPEATED_ANSWERS_LIMIT = 0.1
-REPEATED_LIMIT = 0.9  # share of near-duplicates past which what is left is no sample
 HISTORY_POINTS = 400
 FEW_CALIBRATION_IMAGES = 500
 BEFORE_ALARM_IMAGES = 1_000  # sampled, that may belong to a drift before it shows
 FLAGGED_KEPT = 12
 EXPLAINED_EVERY_IMAGES = 50  # sampled
-COMPARED = tuple(name for name in STREAMS if name != "predicted_class")
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """An alarm: when, in which stream, after how many sampled images since the last reset."""
-
-    time: str
-    stream: str
-    after_images: int
-    log10_evidence: float
-
-    @property
-    def sentence(self) -> str:
-        """The alarm, for people."""
-        return (
-            f"The domain has drifted: {self.stream.replace('_', ' ')} changed"
-            f" {self.after_images} sampled images after the last reset."
-        )
 
 
 class Watch:
-    """Follows the records of one model version."""
+    """Follows the records of one model version, and its labels where it may keep `predictions`."""
 
-    def __init__(self, bundle: Bundle, settings: MonitoringSettings) -> None:
+    def __init__(
+        self, bundle: Bundle, settings: MonitoringSettings, predictions: Predictions | None = None
+    ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self._settings = settings
+        self._predictions = predictions
         self.alpha = settings.alpha or self.manifest.outlier.alpha
         self.sampler = _new_sampler(settings)
         reference = reference_of(bundle, _new_sampler(settings))
         self.calibration_images = len(reference["confidence"])
         seed = int(bundle.manifest_sha256[:16], 16)
         self.evidence = Evidence.from_reference(reference, edges_of(bundle), seed=seed)
-        self.dependence = Dependence(DEPENDENCE_IMAGES)
-        self.repeats = Repeats(back=REPEATS_BACK, window_images=DEPENDENCE_IMAGES)
+        self.promise = Promise()
+        mistakes = (
+            mistakes_of(bundle, _new_sampler(settings)) if settings.labelled_at_random else None
+        )
+        self.labelled = LabelledMistakes(self.manifest, settings, mistakes, seed=seed + 1)
+        self.pace = Pace()
         self.line = self.evidence.alarm_line(settings.false_alarm_images)
         self._atc_threshold = _reference_atc_threshold(bundle)
         self.images_served = 0
         self.images_sampled = 0
         self.last_image_seconds: float | None = None  # Unix time
         self.alarms: list[Alarm] = []
-        self.drift: Alarm | None = None  # the alarm that nobody has reset yet
-        self.promising = True
+        self.drift: Alarm | None = None  # the alarm of the images that nobody has reset yet
+        self.is_new_normal = False  # whether the bags were begun anew from production
         self.resets_seen = 0  # number of the last one in the audit
         self._reset_seconds = -math.inf  # Unix time of it
         self.flags: deque[bool] = deque(maxlen=WINDOW_IMAGES)
@@ -124,124 +109,177 @@ class Watch:
         """
         if not len(records):
             return []
-        streams = streams_of(records, self.manifest)
-        answers = _answers(records)
-        components, flagged = components_of(records), records["flagged"].to_pylist()
-        self._note(records, streams["confidence"])
-        alarms = []
-        for row, arrival in enumerate(arrivals_of(records)):
-            self.images_served += 1
-            self.last_image_seconds = arrival.seconds
-            if self.images_served % BLOCK == 0:
-                self._renew_promise()
-            # A file may appear after the reset of what it shows: seen, but no evidence any more.
-            if not self.sampler.takes(arrival) or arrival.seconds <= self._reset_seconds:
-                continue
-            self.images_sampled += 1
-            values = {name: its[row] for name, its in streams.items()}
-            p_values = self.evidence.add(values, mark=self.drift is None)
-            self.window.add(
-                {name: values[name] for name in COMPARED},
-                predicted=int(values["predicted_class"]),
-                components=components[row].copy(),  # else it would keep all of them
-                flagged=flagged[row],
-                seconds=arrival.seconds,
-                log_bets=self.evidence.log_bets,
-            )
-            self.dependence.add(p_values)
-            self.repeats.add(answers[row])
-            alarm = self._judge(arrival.seconds)
-            if alarm is not None:
-                alarms.append(alarm)
-            self._remember_point()
+        rows = rows_of(records, self.manifest)
+        self._note(records, rows.values[:, STREAMS.index("confidence")])
+        alarms: list[Alarm] = []
+        sampled: list[int] = []
+        start = 0
+        while start < len(rows):
+            if (self.images_served + 1) % BLOCK == 0:
+                self._renew_promise(self.sampler)
+                if self.drift is not None:
+                    self.evidence.note_drift()
+            end = min(start + BLOCK - (self.images_served + 1) % BLOCK, len(rows))
+            now = self._sampled(rows.arrivals[start:end], start)
+            alarms += self._follow(rows, now)
+            sampled += now
+            self.images_served += end - start
+            self.last_image_seconds = rows.arrivals[end - 1].seconds
+            start = end
+        if self._predictions is not None:
+            self._predictions.add(self.manifest.tag, rows.predictions(sampled))
         return alarms
+
+    def _sampled(self, arrivals: Sequence[Arrival], first: int) -> list[int]:
+        """Which rows count as evidence; the first of these arrivals is row `first`."""
+        taken = self.sampler.takes_which(arrivals)
+        # A file may appear after the reset of what it shows: seen, but no evidence any more.
+        return [
+            first + place
+            for place, (arrival, is_taken) in enumerate(zip(arrivals, taken, strict=True))
+            if is_taken and arrival.seconds > self._reset_seconds
+        ]
+
+    def _follow(self, rows: Rows, sampled: Sequence[int]) -> list[Alarm]:
+        """Take sampled rows as evidence, in their order; gives the alarms."""
+        alarms: list[Alarm] = []
+        while sampled:
+            before_mark = self.evidence.images_until_mark
+            now, sampled = sampled[:before_mark], sampled[before_mark:]
+            columns = rows.values[now].T
+            p_values, log_bets = self.evidence.bet(dict(zip(STREAMS, columns, strict=True)))
+            for row, its_p_values, its_bets in zip(now, p_values, log_bets, strict=True):
+                self.images_sampled += 1
+                self.evidence.settle(its_bets)
+                if row == now[-1] and self.drift is None:
+                    self.evidence.mark_if_due()
+                self.window.add(*rows.for_window(row), log_bets=its_bets)
+                self.promise.add(its_p_values, rows.answers[row])
+                self.pace.add(rows.arrivals[row].seconds)
+                alarms += self._judge(rows.arrivals[row].seconds)
+                self._remember_point()
+        return alarms
+
+    def join(self, state: Engine, now: datetime) -> list[Alarm]:
+        """Hold new feedback against what was predicted; gives the alarm that it raised.
+
+        `saved` has to be called when all is saved.
+        """
+        raised: list[Alarm] = []
+        if self._predictions is None:
+            return raised
+        joined = self.labelled.join(
+            state, self._predictions, now, reset_seconds=self._reset_seconds
+        )
+        for received_at in joined:
+            alarm = self.labelled.alarm(received_at.isoformat(), self.evidence.images)
+            if alarm is not None:
+                raised.append(alarm)
+        self.alarms += raised
+        return raised
+
+    def saved(self) -> None:
+        """The state is on disk, or was read from there: labels that it counts are used up."""
+        if self._predictions is not None:
+            self.labelled.mark_used(self._predictions)
+
+    @property
+    def is_drifting(self) -> bool:
+        """Whether an alarm, of images or of labels, waits for a reset."""
+        return self.drift is not None or self.labelled.drift is not None
 
     @property
     def state(self) -> State:
         """Drift until someone resets it; else whether there is a promise, and images."""
-        if self.drift is not None:
+        if self.is_drifting:
             return "drift"
         if self.images_served == 0:
             return "waiting"
-        return "ok" if self.promising and not self._is_undecided else "cannot promise"
+        return "ok" if self.promise.holds and not self._is_undecided else "cannot promise"
 
     @property
     def sentence(self) -> str:
         """The state, for people."""
         c = self._settings.false_alarm_images
+        labels = f" {self.labelled.sentence}".rstrip()
         match self.state:
+            case "drift" if self.drift is None:
+                return labels.lstrip()
             case "drift":
                 assert self.drift is not None
-                return self.drift.sentence
+                of_labels = "" if self.labelled.drift is None else labels
+                return f"{self.drift.sentence} {self.promised_in_days}{of_labels}"
             case "waiting":
                 return "Waiting: no images have been recorded for this version yet."
             case "cannot promise":
-                why = self._why_undecided if self._is_undecided else self.why_no_promise
+                why = self._why_undecided if self._is_undecided else self.promise.why_not
                 soon = "the images depended on each other until a moment ago"
                 return f"No promise is possible: {why or soon}."
             case _:
                 small = ""
-                if self.calibration_images < FEW_CALIBRATION_IMAGES:
+                if self.evidence.first_images < FEW_CALIBRATION_IMAGES:
                     small = (
-                        f" The evidence began with only {self.calibration_images} calibration"
-                        " images: the promise holds, but change shows later."
+                        f" The evidence began with only {self.evidence.first_images}"
+                        f" {'' if self.is_new_normal else 'calibration '}images: the promise holds,"
+                        " but change shows later."
                     )
                 return (
                     f"All is well: no drift in {self.evidence.images:,} sampled images. The chance"
                     f" of a false alarm so far was at most"
-                    f" {min(1.0, self.evidence.images / c):.2g}.{small}"
+                    f" {min(1.0, self.evidence.images / c):.2g}."
+                    f" {self.promised_in_days}".rstrip()
+                    + small
                 )
 
     @property
-    def why_no_promise(self) -> str | None:
-        """Why the sampled stream cannot be taken as images independent of each other, or None."""
-        if self.sampler.window_is_full and self.sampler.repeated_share > REPEATED_LIMIT:
-            return (
-                f"{self.sampler.repeated_share:.0%} of the last images repeat others; what is left"
-                " is no sample"
-            )
-        correlation, images = self.dependence.correlation, self.dependence.images
-        if correlation is None or images < LEAST_DEPENDENCE_IMAGES:
-            return None
-        strictness = 1 if self.promising else 0.5
-        if self.repeats.share > REPEATED_ANSWERS_LIMIT * strictness:
-            return f"{self.repeats.share:.0%} of the last sampled images come again as they were"
-        far = self.dependence.far_correlation
-        if far is not None and far > FAR_DEPENDENCE_LIMIT * strictness:
-            return f"images depend on others further away (correlation {far:.2f})"
-        if correlation > (DEPENDENCE_LIMIT + 3 / math.sqrt(images)) * strictness:
-            return f"neighbouring images depend on each other (correlation {correlation:.2f})"
-        return None
+    def promised_in_days(self) -> str:
+        """What the alarm promises, in days of today's traffic; empty before there are images."""
+        return in_days(self._settings.false_alarm_images, self.pace.a_day)
 
     @property
     def _is_undecided(self) -> bool:
         """Whether the evidence is past the line, on images too few to say whether they depend."""
-        too_few = self.dependence.images < LEAST_DEPENDENCE_IMAGES
-        return self.drift is None and too_few and self.evidence.strongest[1] >= self.line
+        past_line = self.evidence.strongest[1] >= self.line
+        return self.drift is None and past_line and self.promise.has_too_few
 
     @property
     def _why_undecided(self) -> str:
         return (
             "the evidence is past the alarm line, but whether the images depend on each other shows"
             f" in {LEAST_DEPENDENCE_IMAGES} at the earliest, and it rests on"
-            f" {self.dependence.images} of {LEAST_DEPENDENCE_IMAGES} images"
+            f" {self.promise.dependence.images} of {LEAST_DEPENDENCE_IMAGES} images"
         )
 
-    def reset(self, number: int, seconds: float, *, keeping: bool = False) -> None:
+    def reset(self, number: int, seconds: float, way: ResetWay = "back") -> None:
         """Someone has looked into the drift: evidence begins anew.
 
-        The images since the drift leave the bags, and some from before the alarm, which it took to
-        show; `keeping` leaves them in, where nothing was wrong with them. `number` is that of the
-        reset in the audit; images up to its time `seconds` that come later are no evidence.
+        "back": the images since the drift leave the bags, and some from before the alarm, which it
+        took to show. "keep" leaves them in, where nothing was wrong with them. "new normal": they
+        alone stay. `number` is that of the reset in the audit; images up to its time `seconds` that
+        come later are no evidence. The same is done with the labels.
         """
         self.resets_seen, self._reset_seconds = number, seconds
-        drifted = None
-        if self.drift is not None and not keeping:
-            drifted = self.evidence.images - self.drift.after_images + BEFORE_ALARM_IMAGES
+        images, labels = self._drifted() if way == "back" else (None, None)
+        if self.drift is not None:
+            self.evidence.note_drift()
+        self.evidence.reset(images, new_normal=way == "new normal")
+        self.labelled.reset(labels, new_normal=way == "new normal")
+        self.is_new_normal |= way == "new normal"
         self.drift = self.explained = None
         self.window.clear()
         self._now = (-1, {})
-        self.evidence.reset(drifted)
+
+    def _drifted(self) -> tuple[int | None, int | None]:
+        """How many of the last images, and labelled images, may be of the drift."""
+        drifts = [its for its in (self.drift, self.labelled.drift) if its is not None]
+        if not drifts:
+            return None, None
+        images = min(its.after_images for its in drifts)
+        labels = min(its.labelled_images or 0 for its in drifts)
+        return (
+            self.evidence.images - images + BEFORE_ALARM_IMAGES,
+            self.labelled.evidence.images - labels + BEFORE_ALARM_LABELS,
+        )
 
     def explain(self) -> dict[str, Any]:
         """What is different in the last sampled images; renewed after every few of them."""
@@ -273,7 +311,7 @@ class Watch:
         return {
             "cbpe": cbpe(np.array(self.expected).reshape(-1, 3), self.manifest.task),
             "atc": None if threshold is None else atc(np.array(self.confidences), threshold),
-            "valid": self.drift is None
+            "valid": not self.is_drifting
             and believable(sum(self.flags), len(self.flags), self.alpha),
         }
 
@@ -283,14 +321,15 @@ class Watch:
             "tag": self.manifest.tag,
             "evidence": self.evidence.to_state(),
             "sampler": self.sampler.to_state(),
-            "dependence": self.dependence.to_state(),
-            "repeats": self.repeats.to_state(),
+            **self.promise.to_state(),
+            "labelled": self.labelled.to_state(),
+            "pace": self.pace.to_state(),
+            "new_normal": self.is_new_normal,
             "images_served": self.images_served,
             "images_sampled": self.images_sampled,
             "last_image_seconds": self.last_image_seconds,
             "alarms": [asdict(alarm) for alarm in self.alarms],
             "drift": None if self.drift is None else asdict(self.drift),
-            "promising": self.promising,
             "resets_seen": self.resets_seen,
             "reset_seconds": self._reset_seconds if self.resets_seen else None,
             "flags": list(map(int, self.flags)),
@@ -309,14 +348,16 @@ class Watch:
             raise ValueError(f"it is of {state['tag']}, not of {self.manifest.tag}")
         self.evidence = Evidence.from_state(state["evidence"])
         self.sampler.restore(state["sampler"])
-        self.dependence.restore(state["dependence"])
-        self.repeats.restore(state["repeats"])
+        self.promise.restore(state)
+        if "labelled" in state:  # states of before have none of the three
+            self.labelled.restore(state["labelled"])
+            self.pace.restore(state["pace"])
+            self.is_new_normal = bool(state["new_normal"])
         self.images_served = int(state["images_served"])
         self.images_sampled = int(state["images_sampled"])
         self.last_image_seconds = state["last_image_seconds"]
         self.alarms = [Alarm(**its) for its in state["alarms"]]
         self.drift = None if state["drift"] is None else Alarm(**state["drift"])
-        self.promising = bool(state["promising"])
         self.resets_seen = int(state["resets_seen"])
         if self.resets_seen:
             self._reset_seconds = float(state["reset_seconds"])
@@ -333,12 +374,13 @@ class Watch:
         """Keep what the page and the accuracy estimates show of the last images."""
         flags = records["flagged"].to_pylist()
         self.flags.extend(flags)
+        last = records.slice(max(0, len(records) - WINDOW_IMAGES))
         manifest = self.manifest
-        chances = probabilities(logits_of(records), manifest.calibration, manifest.task)
-        sums = expected_labels(chances, accepted_labels(records, manifest.classes))
+        chances = probabilities(logits_of(last), manifest.calibration, manifest.task)
+        sums = expected_labels(chances, accepted_labels(last, manifest.classes))
         self.expected.extend(map(tuple, sums.tolist()))
-        self.confidences.extend(confidences.tolist())
-        self.labels.extend(records["labels"].to_pylist())
+        self.confidences.extend(confidences[-WINDOW_IMAGES:].tolist())
+        self.labels.extend(last["labels"].to_pylist())
         for row in np.flatnonzero(flags)[-FLAGGED_KEPT:].tolist():
             one = records.slice(row, 1).to_pylist()[0]
             if self._reasons is None:
@@ -353,32 +395,34 @@ class Watch:
                 }
             )
 
-    def _judge(self, seconds: float) -> Alarm | None:
+    def _judge(self, seconds: float) -> list[Alarm]:
         """Raise an alarm where the evidence reaches the line and there is a promise to keep."""
         stream, evidence = self.evidence.strongest
         if self.drift is not None or evidence < self.line or self._is_undecided:
-            return None
-        if self.promising:  # if not, it is renewed after every block of images
+            return []
+        if self.promise.holds:  # if not, it is renewed after every block of images
             self._renew_promise()
-        if not self.promising:
-            return None
+        if not self.promise.holds:
+            return []
         time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-        self.drift = Alarm(time, stream, self.evidence.images, evidence)
+        self.drift = Alarm(
+            time, stream, self.evidence.images, evidence, self.labelled.evidence.images
+        )
         self.alarms.append(self.drift)
         try:
             self.explained = self._explain(stream)
         except Exception:  # an alarm must not fail for want of an explanation
             log.exception("the alarm cannot be explained")
-        return self.drift
+        return [self.drift]
 
-    def _renew_promise(self) -> None:
-        why = self.why_no_promise
-        if self.promising and why is not None:
+    def _renew_promise(self, sampler: Sampler | None = None) -> None:
+        held = self.promise.holds
+        why = self.promise.renew(sampler)
+        if held and why is not None:
             log.warning("no promise is possible: %s", why)
-        if not self.promising and why is None:
+        if not held and why is None:
             log.info("the images can be taken as independent again; the evidence begins anew")
             self.evidence.reset()
-        self.promising = why is None
 
     def _remember_point(self) -> None:
         if self.images_sampled % self._history_step:
@@ -390,17 +434,6 @@ class Watch:
         if len(self.history) > HISTORY_POINTS:
             self._history_step *= 2
             self.history = [its for its in self.history if its[0] % self._history_step == 0]
-
-
-def _answers(records: pa.Table) -> list[str]:
-    """What the model answered, so coarsely that neighbours in a batch change nothing.
-
-    Brightness and sharpness tell images apart where a model has few classes and is sure.
-    """
-    measured = [np.asarray(records[name].to_numpy()) * 10 for name in ("brightness", "sharpness")]
-    values = np.column_stack([logits_of(records), *measured]).astype(np.float64)
-    rounded = values.round(2) + 0.0  # no negative zeros
-    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rounded]
 
 
 def _comparison(bundle: Bundle, settings: MonitoringSettings, alpha: float) -> Comparison:

@@ -96,17 +96,15 @@ class Window:
 
     def add(
         self,
-        numbers: Mapping[str, float],
-        *,
+        numbers: FloatArray,
         predicted: int,
         components: FloatArray,
         flagged: bool,
         seconds: float,
         log_bets: FloatArray,
     ) -> None:
-        """One more image; the oldest goes."""
-        values = np.array([numbers[name] for name in self._names], np.float64)
-        self._rows.append((values, predicted, components, flagged, seconds, log_bets))
+        """One more image, its numbers in the order of their names; the oldest goes."""
+        self._rows.append((numbers, predicted, components, flagged, seconds, log_bets))
 
     def clear(self) -> None:
         """Begin anew."""

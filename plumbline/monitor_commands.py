@@ -39,7 +39,12 @@ def monitor(ctx: click.Context, host: str | None, port: int | None) -> None:
     is_flag=True,
     help="The alarm was false: its images are of the domain, and new ones are held to them too.",
 )
-def reset_monitor(why: str, keep: bool) -> None:
+@click.option(
+    "--new-normal",
+    is_flag=True,
+    help="The images since the alarm are what is to come: new ones are held to them alone.",
+)
+def reset_monitor(why: str, keep: bool, new_normal: bool) -> None:
     """End the state "drift": evidence begins anew, and the promise with it.
 
     New images are held to those from before the drift.
@@ -48,7 +53,16 @@ def reset_monitor(why: str, keep: bool) -> None:
 
     if not why.strip():
         raise SettingsError("--why is empty; say what was found, it is kept in the audit")
-    tag = ask_for_reset(read_settings(MonitoringSettings), why.strip(), keeping=keep)
+    if keep and new_normal:
+        raise SettingsError(
+            "--keep and --new-normal are two things: with --keep new images are held to those from"
+            " before the alarm and after it, with --new-normal to those after it alone"
+        )
+    tag = ask_for_reset(
+        read_settings(MonitoringSettings),
+        why.strip(),
+        "keep" if keep else "new normal" if new_normal else "back",
+    )
     click.echo(f"the evidence for {tag} begins anew")
 
 

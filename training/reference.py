@@ -10,7 +10,7 @@ import numpy as np
 import uuid_utils
 from numpy.typing import NDArray
 
-from model.bundle import Manifest
+from model.bundle import MISTAKES, Manifest
 from model.decision import confidence, decide, predicted_class
 from model.engines import Outputs
 from model.images import ImageProperties, Pixels, properties
@@ -23,7 +23,7 @@ EVIDENCE_BINS = 64
 
 
 def outlier_arrays(trained: Trained, findings: Findings) -> dict[str, NDArray[Any]]:
-    """The score, and per evidence stream the sorted reference and bin edges.
+    """The score, mistakes, and per evidence stream the sorted reference and bin edges.
 
     References come from the calibration split, edges from the fit split: a bag over edges from
     its own data would not be valid.
@@ -33,11 +33,33 @@ def outlier_arrays(trained: Trained, findings: Findings) -> dict[str, NDArray[An
     fit = _streams(findings.decider, outputs.fit, outputs.fit_rows.images)
     quantiles = np.linspace(0, 1, EVIDENCE_BINS + 1)[1:-1]
     arrays = findings.decider.outlier.to_arrays()
+    arrays[MISTAKES] = mistakes(
+        findings.decider, outputs.calibration, trained.calibration.targets, trained.none_allowed
+    )
     for name, values in reference.items():
         arrays[f"reference.{name}"] = np.sort(values)
         if name != "predicted_class":  # its bins are the classes themselves
             arrays[f"edges.{name}"] = np.unique(np.quantile(fit[name], quantiles))
     return arrays
+
+
+def mistakes(
+    decider: Decider, outputs: Outputs, targets: NDArray[Any], none_allowed: bool
+) -> NDArray[np.int8]:
+    """Whether the labels given differ from the true ones (1, else 0), N.
+
+    -1 where the truth is not known: rows without a label of a model that always gives one.
+    """
+    chances = decider.probabilities(outputs)
+    given = decide(chances, decider.thresholds, decider.classes, decider.task)
+    truth = decider.label_names(targets)
+    return np.array(
+        [
+            int(set(one) != set(other)) if other or none_allowed else -1
+            for one, other in zip(given, truth, strict=True)
+        ],
+        np.int8,
+    )
 
 
 def _streams(decider: Decider, outputs: Outputs, images: Pixels) -> dict[str, NDArray[np.float32]]:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from model.store import ModelStore
 from monitoring import state_file
+from monitoring.alarm import LABELLED_MISTAKES
 from monitoring.evidence import STREAMS
 from monitoring.monitor import Monitor
 from monitoring.settings import MonitoringSettings
@@ -105,7 +106,7 @@ def test_from_clean_to_dark_to_reset(trained, serving, garment_images, tmp_path,
             assert clean["state"] == "ok"
             assert clean["model"] == trained.tag
             assert 150 < clean["images_sampled"] <= 250
-            assert set(clean["log10_evidence"]) == set(STREAMS)
+            assert set(clean["log10_evidence"]) == {*STREAMS, LABELLED_MISTAKES}
             predictions = send(server.url, images[250:450] // 2)
             dark = settled(450)
             assert dark["state"] == "drift"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.bundle import OUTLIER, REFERENCE, save_arrays
+from model.bundle import MISTAKES, OUTLIER, REFERENCE, save_arrays
 from model.store import ModelStore
 from monitoring.evidence import STREAMS
 from monitoring.outlier import RECORD_COMPONENTS
@@ -64,10 +64,13 @@ def draw() -> DrawRecords:
 
 
 @pytest.fixture
-def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[[int], str]:
-    """`watched(calibration_images)`: registers and promotes a version; gives its tag."""
+def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[..., str]:
+    """`watched(calibration_images)`: registers and promotes a version; gives its tag.
 
-    def add(calibration_images: int = 500) -> str:
+    It is wrong on a tenth of its calibration split; `mistakes` says whether the bundle tells.
+    """
+
+    def add(calibration_images: int = 500, *, mistakes: bool = True) -> str:
         with store.registering("shapes") as (version, directory, seal):
             fill_bundle(directory)
             rng = np.random.default_rng(7)
@@ -79,6 +82,9 @@ def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[[int], st
             arrays["edges.brightness"] = np.linspace(0.2, 0.8, 31, dtype=np.float32)
             arrays["edges.confidence"] = np.linspace(0.03, 0.97, 31, dtype=np.float32)
             arrays["edges.sharpness"] = np.linspace(0.01, 0.4, 31, dtype=np.float32)
+            if mistakes:
+                wrong = np.random.default_rng(8).random(calibration_images) < 0.1
+                arrays[MISTAKES] = wrong.astype(np.int8)
             save_arrays(directory / OUTLIER, arrays)
             reference = draw_records("calibration", calibration_images, seed=99)
             write_records(Path(directory / REFERENCE), reference)

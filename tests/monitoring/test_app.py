@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from starlette.testclient import TestClient
 
-from model.state import retrainings
+from model.state import feedback, retrainings
 from monitoring.app import MonitorProcess
 from monitoring.launcher import Launcher
 from monitoring.monitor import Monitor
-from monitoring.records import write_records
+from monitoring.records import read_records, write_records
 from monitoring.reports import ReportLauncher
 from monitoring.settings import MonitoringSettings
 
@@ -65,6 +67,30 @@ def test_all_is_well_has_no_trouble(page):
     assert status(page)["side_jobs"] == {"reports": None, "retraining": None, "windows": None}
     assert 'plumbline_monitor_side_job_failing{job="retraining"} 0.0' in page.get("/metrics").text
     assert "went wrong" not in page.get("/").text
+
+
+def test_labels_are_told_with_what_their_promise_rests_on(page, store):
+    assert "Labelled images" not in page.get("/").text
+    records = read_records(str(store.home / "records"))
+    long_ago = datetime(2026, 3, 5, tzinfo=UTC)
+    with store.state.begin() as connection:
+        for number, (its, labels) in enumerate(
+            zip(records["id"].to_pylist(), records["labels"].to_pylist(), strict=True)
+        ):
+            connection.execute(
+                feedback.insert().values(
+                    prediction_id=its,
+                    client="anna",
+                    labels=json.dumps(labels if number % 10 else ["star"]),
+                    model="shapes:1",
+                    received_at=long_ago + timedelta(seconds=number),
+                )
+            )
+    wait_for(lambda: status(page)["labels"]["images"] == 100)
+    text = page.get("/").text
+    assert "No drift in 100 labelled images: the model is wrong on" in text
+    assert "if people choose and label images as they did before" in text
+    assert 'plumbline_evidence_log10{stream="labelled_mistakes"}' in page.get("/metrics").text
 
 
 def test_a_retraining_that_cannot_be_looked_at_leaves_the_promise_alone(page, store):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from scipy.stats import kstest, poisson
 
 from monitoring.evidence import STREAMS, Evidence
@@ -112,6 +114,24 @@ def test_it_goes_on_from_its_state_exactly():
         its = values(rng)
         assert one.add(its) == other.add(its)
     assert one.log10 == other.log10
+
+
+@hypothesis.settings(max_examples=10)
+@hypothesis.given(st.lists(st.integers(0, 90), min_size=1, max_size=4))
+def test_it_makes_no_difference_how_many_images_come_at_once(sizes):
+    """Not to the last bit, whether one at a time or many, with a restart between any two."""
+    one, other = fresh(50), fresh(50)
+    rows = np.random.default_rng(6).normal(size=(sum(sizes), len(STREAMS)))
+    expected = [one.add(dict(zip(STREAMS, row, strict=True)), mark=False) for row in rows.tolist()]
+    found = []
+    for its in np.split(rows, np.cumsum(sizes)[:-1]):
+        p_values, log_bets = other.bet(dict(zip(STREAMS, its.T, strict=True)))
+        for row in log_bets:
+            other.settle(row)
+        found += p_values.tolist()
+        other = Evidence.from_state(json.loads(json.dumps(other.to_state())))
+    assert found == expected
+    assert other.to_state() == one.to_state()
 
 
 def test_counts_that_do_not_fit_the_edges_are_refused():

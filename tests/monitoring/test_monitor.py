@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from model.errors import MonitorError
 from model.state import alarms, audit
+from monitoring.evidence import STREAMS
 from monitoring.monitor import Monitor, ask_for_reset
 from monitoring.records import write_records
 from monitoring.settings import MonitoringSettings
@@ -242,7 +243,7 @@ def test_evidence_past_the_line_on_few_images_is_not_all_is_well(
     put(draw(tag, 45, 1, darker=0.4))
     assert monitor.poll() == []
     status = shown(monitor)
-    assert max(status["log10_evidence"].values()) > status["alarm_line"]
+    assert max(status["log10_evidence"][name] for name in STREAMS) > status["alarm_line"]
     assert status["state"] == "cannot promise"
     assert "45 of 60 images" in status["sentence"]
     put(draw(tag, 20, 2, darker=0.4))
@@ -383,6 +384,38 @@ def test_a_state_of_other_settings_is_refused(store, settings, watched, put, dra
         Monitor(other, store).poll()
 
 
+def test_a_new_normal_is_audited_and_obeyed(store, settings, watched, put, draw):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 400, 1, darker=0.3))
+    monitor.poll()
+    ask_for_reset(settings, "darker packaging", "new normal")
+    again = Monitor(settings, store)
+    again.poll()
+    assert shown(again)["state"] == "ok"
+    assert 300 <= again.watch.evidence.first_images <= 340
+    with store.state.connect() as connection:
+        said = select(audit.c.detail).where(audit.c.action == "monitor reset, new normal")
+        assert connection.scalars(said).all() == ["darker packaging"]
+
+
+def test_the_promise_is_told_in_days_of_todays_traffic(store, settings, watched, put, draw):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    put(draw(tag, 600, 1))  # one a second
+    monitor.poll()
+    status = shown(monitor)
+    assert status["sampled_a_day"] == 600 * 24  # less than an hour is taken for one
+    assert status["false_alarm_promise"]["chance"] == 0.05
+    assert status["false_alarm_promise"]["days"] == pytest.approx(5_000 / 14_400)
+    words = "within 8.3 hours is at most 5%."
+    assert status["sentence"].endswith(words)
+    put(draw(tag, 300, 2, darker=0.3))
+    (alarm,) = monitor.poll()
+    assert shown(monitor)["sentence"].startswith(alarm.sentence)
+    assert "sampled images a day) the chance of a false alarm within" in shown(monitor)["sentence"]
+
+
 def test_a_small_calibration_split_still_keeps_the_promise_and_says_how_small(
     store, settings, watched, put, draw
 ):
@@ -391,3 +424,4 @@ def test_a_small_calibration_split_still_keeps_the_promise_and_says_how_small(
     put(draw(tag, 400, 1))
     assert monitor.poll() == []
     assert shown(monitor)["calibration_images"] == 20
+    assert "began with only 20 calibration images: the promise holds" in shown(monitor)["sentence"]

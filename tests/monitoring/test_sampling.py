@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,30 @@ def test_a_sampler_goes_on_from_its_state():
     other.restore(json.loads(json.dumps(one.to_state())))
     assert list(map(one.takes, images[100:])) == list(map(other.takes, images[100:]))
     assert one.repeated_share == other.repeated_share
+
+
+@pytest.mark.parametrize("near_bits", [-1, 2, 64])
+@pytest.mark.parametrize("window", [1, 5, 50, 100])
+def test_it_makes_no_difference_how_many_arrivals_are_asked_for_at_once(window, near_bits):
+    rng = np.random.default_rng(window)
+    images = arrivals(150)
+    flips = (0, 1, 7)  # the same hash, a near one, and one that is not
+    mixed = [
+        replace(
+            images[int(rng.integers(0, 150))],
+            perceptual_hash=images[number // 2].perceptual_hash ^ flips[number % 3],
+            client=str(rng.integers(0, 3)),
+        )
+        for number in range(300)
+    ]
+    one, many = (sampler(window_images=window, near_bits=near_bits) for _ in range(2))
+    taken = []
+    for some in np.array_split(np.arange(300), [3, 3, 90, 91, 200]):
+        taken += many.takes_which([mixed[number] for number in some])
+    assert taken == list(map(one.takes, mixed))
+    assert many.to_state() == one.to_state()
+    assert True in taken or near_bits == 64
+    assert False in taken
 
 
 def test_a_state_of_another_window_is_refused():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from monitoring.alarm import Alarm
 from monitoring.records import to_table
 from monitoring.settings import MonitoringSettings
-from monitoring.watch import Alarm, Watch
+from monitoring.watch import Watch
 
 
 @pytest.fixture
@@ -67,6 +70,30 @@ def test_groups_that_come_three_times_bring_no_alarm_but_no_promise(watch, draw,
     assert withdrawn_at <= 240
 
 
+@pytest.mark.parametrize("darker", [0.0, 0.15])
+def test_it_makes_no_difference_how_many_records_come_at_once(watch, draw, darker):
+    """Over a mark to go back to, an alarm in the middle, or images that come again."""
+    one, many = watch(), watch()
+    tag = one.manifest.tag
+    clean = draw(tag, 480, 1)
+    records = to_table([*clean, *clean[:100], *draw(tag, 150, 2, darker=darker)])
+    alarms = many.take(records)
+    sizes = np.random.default_rng(0).integers(1, 45, 60).cumsum()
+    starts = [0, *(int(its) for its in sizes if its < len(records))]
+    found = []
+    for start, end in pairwise([*starts, len(records)]):
+        found += one.take(records.slice(start, end - start))
+        if start == starts[len(starts) // 2]:
+            again = watch()
+            again.restore(json.loads(json.dumps(one.to_state())))
+            again.window = one.window  # it only explains, and is not kept over a restart
+            one = again
+    assert found == alarms
+    assert bool(alarms) == (darker > 0)
+    assert one.images_sampled == 630
+    assert one.to_state() == many.to_state()
+
+
 @pytest.mark.slow
 def test_independent_images_keep_their_promise(watch, draw):
     # How often alarms are false is `test_evidence`'s: here the line is out of their reach.
@@ -76,7 +103,7 @@ def test_independent_images_keep_their_promise(watch, draw):
         for start in range(0, 2_000, 100):
             assert its.take(records.slice(start, 100)) == []
             assert its.state == "ok"
-        assert its.repeats.share == 0
+        assert its.promise.repeats.share == 0
 
 
 @pytest.mark.parametrize("keeping", [False, True])
@@ -87,11 +114,36 @@ def test_after_a_reset_clean_images_are_held_to_clean_ones_unless_told_otherwise
     tag = its.manifest.tag
     assert its.take(to_table(draw(tag, 1_000, 1))) == []
     (alarm,) = its.take(to_table(draw(tag, 300, 2, darker=0.3)))
-    its.reset(1, alarm_seconds(alarm) - 1e9, keeping=keeping)
+    its.reset(1, alarm_seconds(alarm) - 1e9, "keep" if keeping else "back")
     held = sum(its.evidence.to_state()["counts"][0])
     assert (held > its.calibration_images + 1_000) == keeping
     alarms = its.take(to_table(draw(tag, 2_000, 3)))
     assert bool(alarms) == keeping
+
+
+def test_a_new_normal_holds_images_to_those_since_the_alarm_alone(watch, draw):
+    its = watch()
+    tag = its.manifest.tag
+    its.take(to_table(draw(tag, 600, 1)))
+    dark = draw(tag, 600, 2, darker=0.3)
+    (alarm,) = its.take(to_table(dark))
+    since = 1_200 - alarm.after_images
+    its.reset(1, alarm_seconds(alarm) - 1e9, "new normal")
+    assert since - 20 < its.evidence.first_images <= since
+    assert its.take(to_table(draw(tag, 1_000, 3, darker=0.3))) == []
+    assert its.state == "ok"
+    (back,) = its.take(to_table(draw(tag, 300, 4)))  # the old normal is a drift now
+    assert back.stream == "brightness"
+
+
+def test_a_new_normal_right_after_the_alarm_begins_with_next_to_nothing_and_says_so(watch, draw):
+    its = watch()
+    tag = its.manifest.tag
+    its.take(to_table(draw(tag, 60, 1, darker=0.3)))
+    assert its.state == "drift"
+    its.reset(1, 0.0, "new normal")
+    its.take(to_table(draw(tag, 100, 2, darker=0.3)))
+    assert "The evidence began with only 0 images: the promise holds" in its.sentence
 
 
 def alarm_seconds(alarm: Alarm) -> float:

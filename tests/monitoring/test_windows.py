@@ -174,7 +174,7 @@ def test_a_window_keeps_the_last_images_in_order():
     window = Window(("brightness",))
     for number in range(WINDOW_IMAGES + 5):
         window.add(
-            {"brightness": number, "other": 1},
+            np.array([float(number)]),
             predicted=number % 3,
             components=np.full(2, number),
             flagged=number % 2 == 0,
