@@ -6,8 +6,7 @@ are exchangeable by construction, whatever the splits of the data set are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import count
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,8 @@ from monitoring.evidence import STREAMS, Evidence
 
 Vectors = NDArray[np.float64]  # N x the seven streams
 Edges = Mapping[str, NDArray[np.float64]]
+
+AT_ONCE = 20  # images; divides those between two marks
 
 
 class Smoothed:
@@ -50,8 +51,8 @@ def begin(bag: Vectors, edges: Edges, seed: int) -> Evidence:
 
 def images_until_alarm(evidence: Evidence, vectors: Vectors, line: float) -> int | None:
     """How many of these images the evidence takes until it reaches the line; None: never."""
-    for images, row in zip(count(1), vectors.tolist(), strict=False):
-        evidence.add(dict(zip(STREAMS, row, strict=True)))
+    for images, log_bets in enumerate(_bets(evidence, vectors), start=1):
+        evidence.settle(log_bets)
         if evidence.strongest[1] >= line:
             return images
     return None
@@ -61,9 +62,17 @@ def count_alarms(evidence: Evidence, blocks: Iterable[Vectors], c: float) -> int
     """Alarms over these images, the evidence forgotten after each and the bags kept."""
     line, alarms = evidence.alarm_line(c), 0
     for vectors in blocks:
-        for row in vectors.tolist():
-            evidence.add(dict(zip(STREAMS, row, strict=True)))
+        for log_bets in _bets(evidence, vectors):
+            evidence.settle(log_bets)
             if evidence.strongest[1] >= line:
                 alarms += 1
-                evidence.reset()
+                evidence.reset()  # the bags are kept, and with them the bets on the next images
     return alarms
+
+
+def _bets(evidence: Evidence, vectors: Vectors) -> Iterator[NDArray[np.float64]]:
+    """Bets on one image after the other, placed on AT_ONCE together, as the monitor does."""
+    for start in range(0, len(vectors), AT_ONCE):
+        columns = vectors[start : start + AT_ONCE].T
+        yield from evidence.bet(dict(zip(STREAMS, columns, strict=True)))[1]
+        evidence.mark_if_due()

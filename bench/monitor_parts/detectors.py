@@ -1,4 +1,4 @@
-"""Outlier scores to hold ours against: plain ones written out, and pytorch-ood's on features.
+"""Outlier scores to hold ours against: those a training measures, and pytorch-ood's on features.
 
 Each takes the fit images and gives a function from outputs to scores, higher for more foreign.
 """
@@ -14,16 +14,25 @@ from pytorch_ood import detector as ood
 
 from model.engines import Outputs
 from monitoring.outlier import DETECTORS, EmbeddingChoice, OutlierModel
+from training.baseline_detectors import Score, fit_baselines
 
 Scores = NDArray[np.float32]
 Scorer = Callable[[Outputs], Scores]
 
 
-def ours(fit: Outputs, choices: Mapping[str, EmbeddingChoice], seed: int) -> dict[str, Scorer]:
+def ours(
+    fit: Outputs, validation: Outputs, choices: Mapping[str, EmbeddingChoice], seed: int
+) -> dict[str, Scorer]:
     """Every detector on every embedding that a training tries."""
     found: dict[str, Scorer] = {}
     for embedding, choice in choices.items():
-        fitted = OutlierModel.fit(fit.embedding, fit.logits, choice=choice, seed=seed)
+        fitted = OutlierModel.fit(
+            fit.embedding,
+            fit.logits,
+            choice=choice,
+            scaled_on=(validation.embedding, validation.logits),
+            seed=seed,
+        )
         for detector in DETECTORS:
             model = fitted.with_detector(detector)
             found[f"{detector} on {embedding}"] = _scorer(model)
@@ -35,12 +44,13 @@ def _scorer(model: OutlierModel) -> Scorer:
 
 
 def plain(fit: Outputs, targets: NDArray[np.int64], choice: EmbeddingChoice) -> dict[str, Scorer]:
-    """MSP (Hendrycks and Gimpel 2017), Energy (Liu et al. 2020), Mahalanobis (Lee et al. 2018)."""
-    return {
-        "MSP": lambda its: -_softmax(its.logits).max(axis=1),
-        "Energy": lambda its: -np.logaddexp.reduce(its.logits, axis=1),
-        "Mahalanobis": _mahalanobis(choice.of(fit.embedding), targets, choice),
-    }
+    """MSP, Energy and Mahalanobis, as a training measures them."""
+    baselines = fit_baselines(choice.of(fit.embedding), fit.logits, targets)
+    return {name: _reading(choice, score) for name, score in baselines.items()}
+
+
+def _reading(choice: EmbeddingChoice, score: Score) -> Scorer:
+    return lambda outputs: score(choice.of(outputs.embedding), outputs.logits)
 
 
 def pytorch_ood(
@@ -77,26 +87,3 @@ def _of_features(made: ood.Detector, choice: EmbeddingChoice) -> Scorer:
 
 def _of_logits(method: Callable[[torch.Tensor], torch.Tensor]) -> Scorer:
     return lambda outputs: np.asarray(method(torch.from_numpy(outputs.logits)), np.float32)
-
-
-def _mahalanobis(
-    features: NDArray[np.float32], targets: NDArray[np.int64], choice: EmbeddingChoice
-) -> Scorer:
-    """Least distance to a class mean under the covariance that all classes share."""
-    classes = np.unique(targets)
-    means = np.stack([features[targets == index].mean(axis=0) for index in classes])
-    centred = features - means[np.searchsorted(classes, targets)]
-    inverse = np.linalg.pinv(np.cov(centred.T.astype(np.float64)), hermitian=True)
-
-    def score(outputs: Outputs) -> Scores:
-        read = choice.of(outputs.embedding).astype(np.float64)
-        away = [read - mean for mean in means]
-        distances = [np.einsum("nd,de,ne->n", its, inverse, its, optimize=True) for its in away]
-        return np.asarray(np.min(distances, axis=0), np.float32)
-
-    return score
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True))

@@ -135,10 +135,11 @@ def table(figures: Figures, data: str, version: Version, kinds: Kinds) -> None:
     """Every detector's AUROC by kind."""
     fit, targets = version.fit_rows()
     seed = int(version.manifest.training["seed"])
+    validation = version.split(Split.VALIDATION).outputs
     choices = embedding_choices(version.manifest.embedding_parts, fit.embedding)
     first = next(iter(choices.values()))
     scorers: dict[str, Scorer] = {
-        **detectors.ours(fit.outputs, choices, seed),
+        **detectors.ours(fit.outputs, validation, choices, seed),
         **detectors.plain(fit.outputs, targets, first),
         **detectors.pytorch_ood(fit.outputs, targets, first),
     }

@@ -53,7 +53,7 @@ def watch_traffic(
         block = table.slice(start, FILE_RECORDS)
         if watch.take(block):
             alarms += 1
-            watch.reset(alarms, seconds_of(start + FILE_RECORDS) - 1e-3, keeping=True)
+            watch.reset(alarms, seconds_of(start + FILE_RECORDS) - 1e-3, "keep")
         states.append(watch.state)
         if watch.state == "cannot promise":
             reasons.append(watch.sentence)
