@@ -48,22 +48,26 @@ def begin(
 class Figures:
     """Prints medians with their range, and remembers what missed.
 
-    `device` names what computes beside the processor.
+    `libraries` are those whose versions are told, `device` names what computes beside the
+    processor.
     """
+
+    FAMILY = "serve"  # begins the names of the files
+    LIBRARIES: tuple[str, ...] = ("openvino", "bentoml", "numpy")
 
     def __init__(
         self,
         part: str,
         options: argparse.Namespace,
         *,
-        libraries: Sequence[str] = ("openvino", "bentoml", "numpy"),
+        libraries: Sequence[str] = (),
         device: str = "",
     ) -> None:
         self._part, self._options = part, options
-        self._libraries, self._device = libraries, device
+        self._libraries, self._device = libraries or self.LIBRARIES, device
         self._found: list[dict[str, object]] = []
         self._missed: list[str] = []
-        print_machine(*libraries)
+        print_machine(*self._libraries)
         if device:
             print(device, flush=True)
 
@@ -107,6 +111,6 @@ class Figures:
                 },
                 "figures": self._found,
             }
-            path = RESULTS / f"serve_{self._part}.json"
+            path = RESULTS / f"{self.FAMILY}_{self._part}.json"
             path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         sys.exit(1 if self._missed else 0)
