@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from model.decision import Task, Thresholds
 from monitoring.accuracy import NORMAL_95, cbpe, expected_labels
-from monitoring.class_priors import corrected, odds_ratio, threshold_before
+from monitoring.class_priors import Priors, corrected, odds_ratio, threshold_before
 from monitoring.samples import FloatArray, Sample
 from monitoring.truth import as_matrix
+
+_DRAWS = 50
 
 
 class Proposer:
@@ -38,17 +40,15 @@ class Proposer:
             None if reference.targets is None else as_matrix(reference.targets, len(classes))
         )
 
-    def propose(
-        self, images: Sample, after: FloatArray, changed: NDArray[np.bool_]
-    ) -> dict[str, Any]:
-        """As JSON values, for shares `after`, C, of classes of which these `changed`, C.
+    def propose(self, images: Sample, found: Priors, changed: NDArray[np.bool_]) -> dict[str, Any]:
+        """As JSON values, for the shares that were found, of classes of which these `changed`, C.
 
         `factors` multiply probabilities, or odds where classes do not exclude each other;
         `thresholds` then do the same to uncorrected probabilities.
         """
         before = np.clip(self._reference.chances.mean(axis=0), 1e-9, 1 - 1e-9)
         # Never quite 0 or 1: a class that was not seen is not impossible.
-        after = np.clip(after, 0.5 / len(images), 1 - 0.5 / len(images))
+        after = np.clip(found.shares, 0.5 / len(images), 1 - 0.5 / len(images))
         if self._exclusive:
             after = after / after.sum()
             factors = after / before
@@ -65,7 +65,7 @@ class Proposer:
                 }
                 for place in np.flatnonzero(changed).tolist()
             }
-        expected = self._expected(images, before, after)
+        expected = self._expected(images, before, after, found.errors)
         return {
             "what": "prior-corrected probabilities" if self._exclusive else "adjusted thresholds",
             "factors": {name: float(its) for name, its in zip(self._classes, factors, strict=True)},
@@ -74,10 +74,12 @@ class Proposer:
             "worthwhile": expected["gain_low"] > 0,
         }
 
-    def _expected(self, images: Sample, before: FloatArray, after: FloatArray) -> dict[str, Any]:
+    def _expected(
+        self, images: Sample, before: FloatArray, after: FloatArray, errors: FloatArray
+    ) -> dict[str, Any]:
         """Accuracy, or micro F1, under the new class mix: as it is and by the proposal."""
         if self._exclusive and self._true is not None and self._task == "single":
-            return self._measured_on_reference(before, after)
+            return self._measured_on_reference(before, after, errors)
         chances = corrected(images.chances, before, after, exclusive=self._exclusive)
         now, then = (
             expected_labels(chances, given) for given in (images.given, self._decide(chances))
@@ -91,22 +93,50 @@ class Proposer:
             "by": "the corrected probabilities of these images, which favour the proposal",
         }
 
-    def _measured_on_reference(self, before: FloatArray, after: FloatArray) -> dict[str, Any]:
+    def _measured_on_reference(
+        self, before: FloatArray, after: FloatArray, errors: FloatArray
+    ) -> dict[str, Any]:
+        """On labelled images that the shares were not estimated from, weighted by class.
+
+        Corrected by estimated shares and judged under the same estimates, a rule looks better than
+        it is. How much by is found by estimating anew, with errors of that size, shares that are
+        known: the mean is taken off the gain, and the spread goes into its interval.
+        """
+        was, will, deviations = self._gain_under(before, after, after)
+        random = np.random.default_rng(0)
+        flattery = []
+        for _ in range(_DRAWS):
+            drawn = np.clip(random.normal(after, errors), 1e-4, 1)
+            drawn /= drawn.sum()
+            seen = self._gain_under(before, drawn, drawn)
+            true = self._gain_under(before, drawn, after)
+            flattery.append((seen[1] - seen[0]) - (true[1] - true[0]))
+        error = math.hypot(float(np.linalg.norm(deviations)), float(np.std(flattery)))
+        assert self._true is not None
+        return {
+            **_gain(was, will - float(np.mean(flattery)), NORMAL_95 * error),
+            "by": f"{int(self._true.any(axis=1).sum())} labelled reference images, weighted by"
+            " class",
+        }
+
+    def _gain_under(
+        self, before: FloatArray, rule: FloatArray, shares: FloatArray
+    ) -> tuple[float, float, FloatArray]:
+        """Accuracy under `shares`, as it is and by the correction to `rule`, C each.
+
+        And what each reference image adds to the difference beyond its mean.
+        """
         reference, true = self._reference, self._true
         assert true is not None
-        chances = corrected(reference.chances, before, after, exclusive=True)
-        weights = true @ (after / np.clip(true.mean(axis=0), 1e-9, 1))
+        chances = corrected(reference.chances, before, rule, exclusive=True)
+        weights = true @ (shares / np.clip(true.mean(axis=0), 1e-9, 1))
+        weights /= weights.sum()
         now, then = (
             (given == true).all(axis=1).astype(np.float64)
             for given in (reference.given, self._decide(chances))
         )
-        was, will = (float(weights @ its / weights.sum()) for its in (now, then))
-        deviations = weights * (then - now - (will - was))
-        error = NORMAL_95 * math.sqrt(float((deviations**2).sum())) / float(weights.sum())
-        return {
-            **_gain(was, will, error),
-            "by": f"{int(true.any(axis=1).sum())} labelled reference images, weighted by class",
-        }
+        was, will = float(weights @ now), float(weights @ then)
+        return was, will, np.asarray(weights * (then - now - (will - was)))
 
     def _decide(self, chances: FloatArray) -> NDArray[np.bool_]:
         """Labels of probabilities, N x C each, as `model.decision.decide` gives them."""

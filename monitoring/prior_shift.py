@@ -85,9 +85,7 @@ class PriorShift:
             "agree": agree,
             "within_classes": within,
             "classes": self._table(found, checked, changed),
-            "proposal": self._proposer.propose(images, found.shares, changed)
-            if recognised
-            else None,
+            "proposal": self._proposer.propose(images, found, changed) if recognised else None,
             "sentence": self._sentence(changed, found, agree, within),
         }
 
