@@ -55,5 +55,5 @@ def test_images_that_depend_on_each_other_tell_no_class_mix(watch, of_world):
         for copy in range(3)
     ]
     watch.take(to_table(copies))
-    assert watch.why_no_promise is not None
+    assert watch.promise.why_not is not None
     assert watch.class_mix_change()["sentence"].startswith("The class mix cannot be told: ")

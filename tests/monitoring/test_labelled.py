@@ -241,7 +241,7 @@ def test_the_monitor_tells_of_labels_and_goes_on_after_every_kill(
     store, watched, draw, say, put, tmp_path
 ):
     tag = watched()
-    settings = MonitoringSettings(home=store.home)
+    settings = MonitoringSettings(home=store.home, record_merge_seconds=0.0)
     monitor = Monitor(settings, store)
     monitor.poll()
     assert monitor.status()["log10_evidence"][LABELLED_MISTAKES] is None
@@ -277,7 +277,7 @@ def test_a_label_is_neither_lost_nor_counted_twice_by_a_crash(
     store, watched, draw, say, put, monkeypatch, broken
 ):
     tag = watched()
-    settings = MonitoringSettings(home=store.home)
+    settings = MonitoringSettings(home=store.home, record_merge_seconds=0.0)
     records = draw(tag, 80, 1)
     put(records)
     say(records, truth_of(records, 0.1))
@@ -302,7 +302,7 @@ def test_a_label_is_neither_lost_nor_counted_twice_by_a_crash(
 
 def test_a_label_that_came_before_its_record_waits_for_it(store, watched, draw, put):
     tag = watched()
-    monitor = Monitor(MonitoringSettings(home=store.home), store)
+    monitor = Monitor(MonitoringSettings(home=store.home, record_merge_seconds=0.0), store)
     record = draw(tag, 1, 1)[0]
     monitor.poll()
     with store.state.begin() as connection:
@@ -326,7 +326,7 @@ def test_a_label_that_came_before_its_record_waits_for_it(store, watched, draw, 
 
 def test_a_damaged_file_of_predictions_is_refused_with_the_way_back(store, watched, draw, put):
     tag = watched()
-    monitor = Monitor(MonitoringSettings(home=store.home), store)
+    monitor = Monitor(MonitoringSettings(home=store.home, record_merge_seconds=0.0), store)
     (store.home / "monitor").mkdir()
     (store.home / "monitor" / "predictions.sqlite").write_bytes(b"no database" * 500)
     put(draw(tag, 10, 1))
