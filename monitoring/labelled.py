@@ -247,7 +247,7 @@ class LabelledMistakes:
         if self.evidence.images % BLOCK == 0:
             held = self.promise.holds
             self.promise.renew()
-            if self.promise.holds and not held:
+            if self.promise.holds and not held and self.drift is None:
                 self.evidence.reset()
 
     def _read_on(self, state: Engine, until: datetime) -> list[_Said]:

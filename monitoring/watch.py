@@ -465,7 +465,8 @@ class Watch:
         why = self.promise.renew(sampler)
         if held and why is not None:
             log.warning("no promise is possible: %s", why)
-        if not held and why is None:
+        # In a drift its images are counted on from the alarm, which a reset goes back by.
+        if not held and why is None and self.drift is None:
             log.info("the images can be taken as independent again; the evidence begins anew")
             self.evidence.reset()
 

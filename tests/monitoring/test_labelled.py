@@ -14,6 +14,7 @@ from sqlalchemy import select
 from model.errors import MonitorError
 from model.state import alarms, feedback
 from monitoring.alarm import LABELLED_MISTAKES
+from monitoring.launcher import Launcher
 from monitoring.monitor import Monitor, ask_for_reset
 from monitoring.predictions import Prediction, Predictions
 from monitoring.records import to_table, write_records
@@ -131,6 +132,20 @@ def test_people_who_label_mistakes_alone_break_no_promise(watch, store, draw, sa
     assert join_all(its, store) == []
     assert its.state == "ok"
     assert its.evidence.to_state() == unlabelled.evidence.to_state()
+
+
+def test_an_alarm_of_labels_buys_no_retraining(watch, store, draw, say):
+    """One client could raise it by itself, and would have given all the labels for it, too."""
+    its = watch(labelled_at_random=True)
+    records = draw(its.manifest.tag, 100, 1)
+    its.take(to_table(records))
+    say(records, truth_of(records, 1.0))
+    join_all(its, store)
+    assert its.state == "drift"
+    launcher = Launcher(MonitoringSettings(home=store.home, retrain_least_labels=2), store)
+    launcher.consider(its)
+    assert launcher.waiting_for is None
+    assert launcher.recent("shapes") == []
 
 
 def test_a_bundle_that_does_not_tell_its_mistakes_is_held_to_the_labels_before(

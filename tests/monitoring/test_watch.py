@@ -155,6 +155,21 @@ def test_after_a_reset_clean_images_are_held_to_clean_ones_unless_told_otherwise
     assert bool(alarms) == keeping
 
 
+def test_images_that_come_again_in_a_drift_do_not_keep_it_in_the_bag(watch, draw):
+    its = watch()
+    tag = its.manifest.tag
+    its.take(to_table(draw(tag, 1_600, 1)))
+    (_,) = its.take(to_table(draw(tag, 300, 2, darker=0.3)))
+    again = draw(tag, 60, 3, darker=0.3)
+    for copy in range(4):
+        its.take(to_table(past_the_sampler(again, copy)))
+    assert its.promise.holds is False
+    its.take(to_table(draw(tag, 600, 4, darker=0.3)))
+    assert its.promise.holds is True
+    its.reset(1, 0.0)
+    assert sum(its.evidence.held("brightness")) <= its.calibration_images + 600
+
+
 def test_a_new_normal_holds_images_to_those_since_the_alarm_alone(watch, draw):
     its = watch()
     tag = its.manifest.tag
