@@ -107,7 +107,7 @@ def test_adjusting_twice_goes_on_from_the_first(adjusted, store, world):
     again = store.load(store.find(tag)).manifest
     logits = world(500, 5).logits
     found = probabilities(logits, again.calibration, "single")
-    assert found == pytest.approx(probabilities(logits, AS_IT_IS, "single"), abs=0.02)
+    assert found == pytest.approx(probabilities(logits, AS_IT_IS, "single"), abs=0.05)
 
 
 def test_a_bundle_without_true_labels_is_refused_with_a_way_out(store, champion):
