@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,7 @@ class MonitorProcess:
             chart="" if line is None else evidence_chart(snapshot.streams, snapshot.history, line),
             flagged=[{**its, "stored": _is_stored(folder, its["id"])} for its in snapshot.flagged],
             flagged_of=snapshot.flagged_of,
+            is_stored=partial(_is_stored, folder),
             explained=snapshot.explained,
             now=snapshot.now,
             retrainings=snapshot.retrainings,

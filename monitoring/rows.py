@@ -36,7 +36,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.arrivals)
 
-    def for_window(self, row: int) -> tuple[FloatArray, int, FloatArray, bool, float]:
+    def for_window(self, row: int) -> tuple[FloatArray, int, FloatArray, bool, float, str]:
         """The arguments of `Window.add`; copies, for a part would keep all of the records."""
         return (
             self.compared[row].copy(),
@@ -44,6 +44,7 @@ class Rows:
             self.components[row].copy(),
             self.flagged[row],
             self.arrivals[row].seconds,
+            self.ids[row],
         )
 
     def predictions(self, rows: Sequence[int]) -> list[Prediction]:

@@ -493,9 +493,16 @@ def _comparison(bundle: Bundle, settings: MonitoringSettings, alpha: float) -> C
         flagged=np.array(records["flagged"].to_pylist(), bool),
         seconds=np.zeros(len(records)),
         log_bets=np.zeros((len(records), len(STREAMS))),
+        ids=records["id"].to_pylist(),
     )
-    seed = int(bundle.manifest_sha256[:8], 16)
-    return Comparison(reference, bundle.manifest.classes, STREAMS, alpha=alpha, seed=seed)
+    return Comparison(
+        reference,
+        bundle.manifest.classes,
+        STREAMS,
+        alpha=alpha,
+        seed=int(bundle.manifest_sha256[:8], 16),
+        labels=records["labels"].to_pylist(),
+    )
 
 
 def _reasons(bundle: Bundle) -> Reasons:

@@ -14,6 +14,8 @@ at (Bonferroni).
   and Recht 2007), against a gamma distribution with the moments of draws from the calibration split
   itself (Gretton et al. 2012);
 - the share flagged: a binomial test against alpha.
+
+Beside the tests: groups of images that lie far from all of calibration (`clusters`).
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from monitoring.clusters import Groups
 
 FloatArray = NDArray[np.float64]
 
@@ -66,6 +70,7 @@ class Images:
     flagged: NDArray[np.bool_]
     seconds: FloatArray  # Unix time
     log_bets: FloatArray
+    ids: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.predicted)
@@ -79,6 +84,7 @@ class Images:
             self.flagged[place:],
             self.seconds[place:],
             self.log_bets[place:],
+            self.ids[place:],
         )
 
 
@@ -87,7 +93,7 @@ class Window:
 
     def __init__(self, numbers: Sequence[str]) -> None:
         self._names = tuple(numbers)
-        self._rows: deque[tuple[FloatArray, int, FloatArray, bool, float, FloatArray]] = deque(
+        self._rows: deque[tuple[FloatArray, int, FloatArray, bool, float, str, FloatArray]] = deque(
             maxlen=WINDOW_IMAGES
         )
 
@@ -101,10 +107,12 @@ class Window:
         components: FloatArray,
         flagged: bool,
         seconds: float,
+        prediction_id: str,
         log_bets: FloatArray,
     ) -> None:
         """One more image, its numbers in the order of their names; the oldest goes."""
-        self._rows.append((numbers, predicted, components, flagged, seconds, log_bets))
+        its = (numbers, predicted, components, flagged, seconds, prediction_id, log_bets)
+        self._rows.append(its)
 
     def clear(self) -> None:
         """Begin anew."""
@@ -112,7 +120,9 @@ class Window:
 
     def images(self) -> Images:
         """All of them, the oldest first."""
-        numbers, predicted, components, flagged, seconds, log_bets = zip(*self._rows, strict=True)
+        numbers, predicted, components, flagged, seconds, ids, log_bets = zip(
+            *self._rows, strict=True
+        )
         columns = np.stack(numbers)
         return Images(
             numbers={name: columns[:, place] for place, name in enumerate(self._names)},
@@ -121,6 +131,7 @@ class Window:
             flagged=np.array(flagged, bool),
             seconds=np.array(seconds, np.float64),
             log_bets=np.stack(log_bets),
+            ids=ids,
         )
 
 
@@ -135,14 +146,16 @@ class Comparison:
         *,
         alpha: float,
         seed: int,
+        labels: Sequence[Sequence[str]] = (),
     ) -> None:
-        """`streams` are those of the bets, in their order."""
+        """`streams` are those of the bets, in their order; `labels` were given to the reference."""
         self._reference = reference
         self._streams = tuple(streams)
         self._classes = tuple(classes)
         self._alpha = alpha
         self._seed = seed
         self._features = _Features(reference.components, seed)
+        self._groups = Groups(reference.components, labels, seed=seed) if labels else None
         self._nulls: dict[int, FloatArray] = {}
 
     def explain(self, window: Images, *, alarm: str | None = None) -> dict[str, Any]:
@@ -150,7 +163,8 @@ class Comparison:
 
         `first` is the stream that moved first, with the time of its first image and how many
         sampled images ago that was; None where nothing moved within the window. `columns` are
-        of the images since then, or of all; sorted by p-value. `alarm` is the stream that raised
+        of the images since then, or of all; sorted by p-value. `groups` are those of `clusters`,
+        None where the labels of the reference are not known. `alarm` is the stream that raised
         one: then it is the one that moved.
         """
         if len(window) < LEAST_IMAGES:
@@ -172,6 +186,7 @@ class Comparison:
             "columns": columns,
             "classes": self._class_shares(window),
             "first": first,
+            "groups": self._groups and self._groups.of(window.components, window.ids),
             "sentence": _sentence(columns, first),
         }
 

@@ -30,6 +30,7 @@ def images(count: int, seed: int) -> Images:
         flagged=rng.random(count) < 0.01,
         seconds=np.arange(count, dtype=np.float64),
         log_bets=rng.choice([-0.1, 0.05], (count, len(STREAMS))),
+        ids=[f"{seed}-{number}" for number in range(count)],
     )
 
 
@@ -46,6 +47,7 @@ def joined(first: Images, then: Images) -> Images:
         flagged=np.concatenate([first.flagged, then.flagged]),
         seconds=np.arange(len(first) + len(then), dtype=np.float64),
         log_bets=np.concatenate([first.log_bets, then.log_bets]),
+        ids=[*first.ids, *then.ids],
     )
 
 
@@ -128,6 +130,23 @@ def test_components_that_change_together_alone_are_found(comparison):
     assert changed(comparison.explain(replace(window, components=together))) == {"components"}
 
 
+def test_a_group_of_images_far_from_all_of_calibration_is_told_with_what_it_is_nearest_to():
+    reference = images(2_000, 0)
+    labels = [[CLASSES[kind]] for kind in (reference.components[:, 0] > 0).astype(int)]
+    with_labels = Comparison(reference, CLASSES, STREAMS, alpha=0.01, seed=0, labels=labels)
+    assert with_labels.explain(images(300, 1))["groups"]["groups"] == []
+    window = images(300, 1)
+    window.components[40:70] = (4, 0, 9, 0, 0, 0, 0, 0)
+    (group,) = with_labels.explain(window)["groups"]["groups"]
+    assert group["images"] == pytest.approx(30, abs=3)
+    assert group["nearest"][0]["label"] == "boot"
+    assert set(group["examples"]) <= {f"1-{number}" for number in range(40, 70)}
+
+
+def test_without_labels_of_the_reference_no_groups_are_told(comparison):
+    assert comparison.explain(images(300, 1))["groups"] is None
+
+
 def test_more_flags_than_alpha_are_told(comparison):
     flagged = images(300, 1).flagged.copy()
     flagged[:30] = True
@@ -179,11 +198,14 @@ def test_a_window_keeps_the_last_images_in_order():
             components=np.full(2, number),
             flagged=number % 2 == 0,
             seconds=number,
+            prediction_id=f"image {number}",
             log_bets=np.zeros(2),
         )
     held = window.images()
     assert len(held) == len(window) == WINDOW_IMAGES
     assert held.numbers["brightness"][[0, -1]].tolist() == [5, WINDOW_IMAGES + 4]
     assert held.components.shape == (WINDOW_IMAGES, 2)
+    assert held.ids[0] == "image 5"
+    assert held.since(2).ids[0] == "image 7"
     window.clear()
     assert len(window) == 0
