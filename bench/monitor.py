@@ -2,6 +2,7 @@
 
     .venv/bin/python bench/monitor.py flags        share of clean images that are flagged
     .venv/bin/python bench/monitor.py foreign      foreign images, by kind, beside other detectors
+    .venv/bin/python bench/monitor.py score        time of one outlier score; dimensions
     .venv/bin/python bench/monitor.py alarms       false alarms, c = 1e4 and 1e5; memory
     .venv/bin/python bench/monitor.py correlated   traffic that is no sample
     .venv/bin/python bench/monitor.py delay        images until the alarm, beside five peers
@@ -19,7 +20,7 @@ import argparse
 import importlib
 import sys
 
-PARTS = ("flags", "foreign", "alarms", "correlated", "delay", "accuracy")
+PARTS = ("flags", "foreign", "score", "alarms", "correlated", "delay", "accuracy")
 
 
 def main() -> None:
