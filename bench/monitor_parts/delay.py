@@ -21,7 +21,6 @@ count for it. Evidently's own threshold is shown too, with its false alarms.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import subprocess
 import tempfile
@@ -31,7 +30,17 @@ from pathlib import Path
 import numpy as np
 from peer_environment import peer_python
 
-from monitor_parts.changes import CLEAN, OTHER_STYLE, QUIET, TRIPLED, Stream, World, emoji, garments
+from monitor_parts.changes import (
+    AFTER,
+    CLEAN,
+    OTHER_STYLE,
+    QUIET,
+    TRIPLED,
+    Stream,
+    World,
+    emoji,
+    garments,
+)
 from monitor_parts.clean import begin, count_alarms, images_until_alarm
 from monitor_parts.figures import Figures, parser_of, part_of
 from monitor_parts.peers import DETECTORS, PREDICTED, EvidentlyDefault
@@ -116,6 +125,12 @@ def peer(
     print(f"{world.name}, {title}: threshold {threshold:.4g}", flush=True)
     figures.add(f"{world.name}, {title}: alarms in the clean streams", [over], ".0f")
     if made is EvidentlyDefault:
+        from monitor_parts.evidently_itself import largest_difference  # takes seconds to import
+
+        difference = largest_difference(clean[0].reference, clean[0].images[:window])
+        figures.add(
+            f"{world.name}, {title}: off Evidently's own by", [difference], ".2g", most=0.05
+        )
         default = EvidentlyDefault(clean[0].reference, 0).default_threshold
         share = float((np.array(found) >= default).mean())
         figures.add(f"{world.name}, {title}: % of clean windows by its own", [100 * share], ".1f")
@@ -185,20 +200,19 @@ def ranked(stream: Stream, images: int) -> np.ndarray:
 
 
 def add(figures: Figures, name: str, delays: Delays, most: float | None = None) -> None:
-    """The median of the runs without an alarm before the change; never counts as infinity."""
-    counted = [math.inf if its is None else its for its in delays if its != -1]
+    """The median of the runs without an alarm before the change; never counts as past the end."""
+    counted = [float(AFTER + 1) if its is None else its for its in delays if its != -1]
+    counted = counted or [AFTER + 1.0]
     early, never = sum(its == -1 for its in delays), sum(its is None for its in delays)
-    shown = (
-        [float(np.quantile(counted, q, method="nearest")) for q in (0.1, 0.9)] if counted else []
-    )
-    median = statistics.median(counted) if counted else math.inf
+    low, high = (float(np.quantile(counted, q, method="nearest")) for q in (0.1, 0.9))
+    median = statistics.median(counted)
     figures.add(f"{name}: images until the alarm, median", [median], ".0f", most=most)
     print(
-        f"    10 to 90 % of runs: {' to '.join(f'{its:.0f}' for its in shown)};"
+        f"    10 to 90 % of runs: {low:.0f} to {high:.0f};"
         f" before the change {early}, never {never} of {len(delays)}",
         flush=True,
     )
     figures.keep(
         f"{name}: spread",
-        {"10 %": shown[0], "90 %": shown[1], "before": early, "never": never},
+        {"10 %": low, "90 %": high, "before": early, "never": never},
     )
