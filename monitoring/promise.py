@@ -14,9 +14,11 @@ from monitoring.sampling import Dependence, FloatArray, Repeats, Sampler
 
 DEPENDENCE_IMAGES = 400
 LEAST_DEPENDENCE_IMAGES = 60  # fewer say nothing of dependence, so no alarm is raised on them
-# Correlation of neighbours past which nothing is promised, beside three standard errors of its
-# estimate; the promise comes back under half of it.
-DEPENDENCE_LIMIT = 0.15
+# Correlation of neighbours, in standard errors of one estimate, past which nothing is promised. It
+# is the largest of several streams and distances: one in a thousand of independent images reaches it.
+# The promise comes back at three quarters of it, which nine in ten of them keep under.
+DEPENDENCE_ERRORS = 3.6
+DEPENDENCE_ERRORS_TO_RETURN = 2.7
 FAR_DEPENDENCE_LIMIT = 0.15  # beside what chance does, which is taken off already
 REPEATS_BACK = 1_000  # sampled images that an answer is compared with
 # Share of them answered as another past which nothing is promised; it comes back under half of it.
@@ -101,6 +103,7 @@ def why_dependent(dependence: Dependence, strictness: float = 1.0) -> str | None
     if far is not None and far > FAR_DEPENDENCE_LIMIT * strictness:
         return f"images depend on others further away (correlation {far:.2f})"
     near, images = dependence.correlation, dependence.images
-    if near is not None and near > (DEPENDENCE_LIMIT + 3 / math.sqrt(images)) * strictness:
+    errors = DEPENDENCE_ERRORS if strictness == 1 else DEPENDENCE_ERRORS_TO_RETURN
+    if near is not None and near > errors / math.sqrt(images):
         return f"neighbouring images depend on each other (correlation {near:.2f})"
     return None
