@@ -15,7 +15,7 @@ from monitoring.sampling import Dependence, FloatArray, Repeats, Sampler
 DEPENDENCE_IMAGES = 400
 LEAST_DEPENDENCE_IMAGES = 60  # fewer say nothing of dependence, so no alarm is raised on them
 # Correlation of neighbours, in standard errors of one estimate, past which nothing is promised. It
-# is the largest of several streams and distances: one in a thousand of independent images reaches it.
+# is the largest over streams and distances: one in a thousand of independent images reaches it.
 # The promise comes back at three quarters of it, which nine in ten of them keep under.
 DEPENDENCE_ERRORS = 3.6
 DEPENDENCE_ERRORS_TO_RETURN = 2.7
