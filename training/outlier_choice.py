@@ -14,6 +14,7 @@ the choosing (`baseline_detectors`) are measured beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,9 +38,9 @@ EARLIER_LAYERS = "earlier layers"
 CLASSES_LEFT_OUT = "classes left out of the score"
 CLASSES_NEVER_LEARNED = "classes never learned"  # by a second training, on request
 MOST_LEFT_OUT = 5  # classes, the most frequent ones
-# Of the mean AUROC: what is within it of the best is level with it. An AUROC of 150 validation
-# images has a standard error of about as much.
-LEAST_GAIN = 0.02
+# Over the square root of the number of validation images: what is within it of the best mean AUROC
+# is level with it. The standard error of an AUROC is of that size (Hanley and McNeil 1982).
+LEVEL = 0.25
 _LEFT_OUT_FIT = 2_000  # rows to fit on without a class
 _LEAST_ROWS = 5  # of a class in validation
 
@@ -130,7 +131,8 @@ def choose_outlier_model(
                 found[CLASSES_NEVER_LEARNED] = never_learned[name][detector]
             tried.append((Candidate(name, detector, found), model))
     best = max(candidate.mean for candidate, _ in tried)
-    level = [one for one in tried if one[0].mean >= best - LEAST_GAIN]
+    least = best - LEVEL / math.sqrt(len(validation.targets))
+    level = [one for one in tried if one[0].mean >= least]
     kept = min(level, key=lambda one: detectors.index(one[0].detector))  # of one, the first
     candidates = tuple(candidate for candidate, _ in tried)
     baselines = _baselines(parts, fit, validation, foreign, seed)
