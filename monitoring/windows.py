@@ -382,6 +382,11 @@ def _column(name: str, test: str, p_value: float, distance: float) -> dict[str, 
 
 def _sentence(columns: Sequence[Mapping[str, Any]], first: Mapping[str, Any] | None) -> str:
     changed = [its["name"].replace("_", " ") for its in columns if its["changed"]]
+    if not changed and first is not None:
+        return (
+            f"{first['stream'].replace('_', ' ').capitalize()} changed {first['images_ago']} sampled"
+            f" images ago ({first['since']}); so few do not tell what else did."
+        )
     if not changed:
         return "The last images look like those of calibration."
     told = f"Different from calibration: {', '.join(changed)}."

@@ -97,6 +97,14 @@ def test_a_change_within_the_window_is_found_and_dated(comparison, clean):
     assert changed(explanation) == {"brightness"}
 
 
+def test_an_alarm_over_very_few_images_says_that_they_do_not_tell_more(comparison):
+    few = replace(images(5, 2), log_bets=images(5, 2).log_bets * 0 + np.array([0, 4.0]))
+    explanation = comparison.explain(joined(images(300, 1), few), alarm="brightness")
+    assert changed(explanation) == set()
+    assert explanation["sentence"].startswith("Brightness changed 5 sampled images ago (1970-")
+    assert explanation["sentence"].endswith("so few do not tell what else did.")
+
+
 def test_a_change_that_came_by_degrees_is_told_without_a_time(comparison):
     window = replace(darker(images(300, 1)), log_bets=images(300, 1).log_bets)
     explanation = comparison.explain(window)
