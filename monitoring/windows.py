@@ -383,9 +383,10 @@ def _column(name: str, test: str, p_value: float, distance: float) -> dict[str, 
 def _sentence(columns: Sequence[Mapping[str, Any]], first: Mapping[str, Any] | None) -> str:
     changed = [its["name"].replace("_", " ") for its in columns if its["changed"]]
     if not changed and first is not None:
+        stream = first["stream"].replace("_", " ").capitalize()
         return (
-            f"{first['stream'].replace('_', ' ').capitalize()} changed {first['images_ago']} sampled"
-            f" images ago ({first['since']}); so few do not tell what else did."
+            f"{stream} changed {first['images_ago']} sampled images ago ({first['since']}); so few"
+            " do not tell what else did."
         )
     if not changed:
         return "The last images look like those of calibration."
