@@ -269,15 +269,18 @@ class Watch:
         "back": the images since the drift leave the bags, and some from before the alarm, which it
         took to show. "keep" leaves them in, where nothing was wrong with them. "new normal": they
         alone stay. `number` is that of the reset in the audit; images up to its time `seconds` that
-        come later are no evidence. The same is done with the labels.
+        come later are no evidence. The same is done with the labels; but a new normal is of what
+        drifted: labels stay held to what they were where the images alone have changed.
         """
         self.resets_seen, self._reset_seconds = number, seconds
         images, labels = self._drifted() if way == "back" else (None, None)
         if self.drift is not None:
             self.evidence.note_drift()
-        self.evidence.reset(images, new_normal=way == "new normal")
-        self.labelled.reset(labels, new_normal=way == "new normal")
-        self.is_new_normal |= way == "new normal"
+        of_labels = way == "new normal" and self.labelled.drift is not None
+        of_images = way == "new normal" and (self.drift is not None or not of_labels)
+        self.evidence.reset(images, new_normal=of_images)
+        self.labelled.reset(labels, new_normal=of_labels)
+        self.is_new_normal |= of_images
         self.drift = self.explained = None
         self.window.clear()
         self._class_mix.clear()

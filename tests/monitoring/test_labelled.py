@@ -101,6 +101,28 @@ def test_a_concept_drift_raises_the_alarm_though_no_image_changes(
     assert its.accuracy_estimate()["valid"] is False
 
 
+def test_a_new_normal_is_of_what_drifted(watch, store, draw, say):
+    """Of darker images people go on expecting the right answers."""
+    its = watch(labelled_at_random=True)
+    images, dark, later = (
+        draw(its.manifest.tag, 300, seed, darker=darker)
+        for seed, darker in ((1, 0.0), (2, 0.3), (3, 0.3))
+    )
+    (alarm,) = its.take(to_table([*images, *dark]))
+    assert not alarm.is_of_labels
+    its.reset(1, 0.0, "new normal")
+    its.take(to_table(later))
+    say(later, [[other(one.labels[0])] for one in later])
+    (found,) = join_all(its, store)
+    assert found.is_of_labels
+    its.reset(2, 0.0, "new normal")
+    assert its.evidence.first_images < 600, "the images keep what they were held to"
+    again = draw(its.manifest.tag, 300, 4, darker=0.3)
+    its.take(to_table(again))
+    say(again, [[other(one.labels[0])] for one in again])
+    assert join_all(its, store) == [], "that is how it is called now"
+
+
 @pytest.mark.parametrize("at_random", [False, True])
 def test_labels_like_those_of_calibration_raise_none(watch, store, draw, say, at_random):
     its = watch(labelled_at_random=at_random)
