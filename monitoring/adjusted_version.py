@@ -23,10 +23,15 @@ from model.bundle import OUTLIER, REFERENCE, Bundle, Manifest, Metric
 from model.decision import Calibration, confidence, decide, probabilities
 from model.errors import MonitorError
 from model.store import ModelStore
-from monitoring.accuracy import NORMAL_95
 from monitoring.class_mix import is_exclusive, reference_sample
 from monitoring.class_priors import FloatArray, image_weights, odds_ratio
-from monitoring.derived_version import Derived, in_words, make_derived_version, metric_name
+from monitoring.derived_version import (
+    Derived,
+    in_words,
+    make_derived_version,
+    measured,
+    metric_name,
+)
 from monitoring.records import SCHEMA, read_records
 from monitoring.streams import accepted_labels, logits_of
 from monitoring.truth import as_matrix, true_targets
@@ -113,8 +118,8 @@ def _adjust(champion: Bundle, shares: Mapping[str, float], changed: Collection[s
     weights = image_weights(true, true.mean(axis=0), after, moved, exclusive=exclusive)
     records = read_records(str(champion.path(REFERENCE)))
     relabelled = _relabelled(records, manifest, calibration)
-    measured = [
-        _measure(accepted_labels(its, manifest.classes), true, weights, manifest.task)
+    metrics = [
+        measured(accepted_labels(its, manifest.classes), true, weights, manifest.task)
         for its in (records, relabelled)
     ]
     random = np.random.default_rng(int(champion.manifest_sha256[:8], 16))
@@ -123,7 +128,7 @@ def _adjust(champion: Bundle, shares: Mapping[str, float], changed: Collection[s
     if not is_thinned:
         kept = np.ones(len(weights), bool)
     return _Adjusted(
-        calibration, relabelled.filter(pa.array(kept)), targets[kept], is_thinned, *measured
+        calibration, relabelled.filter(pa.array(kept)), targets[kept], is_thinned, *metrics
     )
 
 
@@ -144,20 +149,6 @@ def _relabelled(records: pa.Table, manifest: Manifest, calibration: Calibration)
         place, field = records.schema.get_field_index(name), SCHEMA.field(name)
         records = records.set_column(place, field, pa.array(values, field.type))
     return records
-
-
-def _measure(given: NDArray[np.bool_], true: FloatArray, weights: FloatArray, task: str) -> Metric:
-    """Accuracy or micro F1 of weighted images, with its 95 % interval (delta method)."""
-    if task == "single":
-        hits, of = (given == true).all(axis=1).astype(np.float64), np.ones(len(given))
-    else:
-        hits, of = 2 * (given * true).sum(axis=1), given.sum(axis=1) + true.sum(axis=1)
-    total = float(weights @ of)
-    value = float(weights @ hits) / max(total, 1e-12)
-    half = NORMAL_95 * float(np.linalg.norm(weights * (hits - value * of))) / max(total, 1e-12)
-    return Metric(
-        value=value, low=max(0.0, value - half), high=min(1.0, value + half), count=len(given)
-    )
 
 
 def _told(champion: Manifest, its: _Adjusted) -> str:

@@ -39,6 +39,7 @@ from model.conformal_sets import ConformalSets
 from model.decision import Calibration, probabilities
 from model.state import record, write_transaction
 from model.store import ModelStore
+from monitoring.accuracy import NORMAL_95
 from monitoring.class_priors import FloatArray
 from monitoring.streams import logits_of, streams_of
 from monitoring.truth import truth_arrays
@@ -60,7 +61,7 @@ class Derived:
     told: str  # what it is, as words after "NEW is CHAMPION"
     records: pa.Table
     targets: NDArray[Any]
-    scores: FloatArray | None
+    scores: NDArray[np.float32] | None
     calibration: Calibration
     metric: Metric  # accuracy, or micro F1, on these images
     of_outlier: str  # how its scores came about, as words after "Since"
@@ -86,6 +87,20 @@ def make_derived_version(
     with write_transaction(store.state) as connection:
         record(connection, "challenger", manifest.tag, f"{sentence} ({why})")
     return manifest.tag, sentence
+
+
+def measured(given: NDArray[np.bool_], true: FloatArray, weights: FloatArray, task: str) -> Metric:
+    """Accuracy or micro F1 of weighted images, with its 95 % interval (delta method)."""
+    if task == "single":
+        hits, of = (given == true).all(axis=1).astype(np.float64), np.ones(len(given))
+    else:
+        hits, of = 2 * (given * true).sum(axis=1), given.sum(axis=1) + true.sum(axis=1)
+    total = float(weights @ of)
+    value = float(weights @ hits) / max(total, 1e-12)
+    half = NORMAL_95 * float(np.linalg.norm(weights * (hits - value * of))) / max(total, 1e-12)
+    return Metric(
+        value=value, low=max(0.0, value - half), high=min(1.0, value + half), count=len(given)
+    )
 
 
 def in_words(its: Metric) -> str:
