@@ -299,6 +299,21 @@ def test_it_is_registered_as_a_challenger_and_the_champion_stays(recalibrated, s
     assert store.rollback("shapes").tag == before.manifest.tag
 
 
+def test_repeats_calibrate_the_flag_and_are_no_evidence(
+    settings, store, champion, shifted, put, say
+):
+    """The flag is for all that is sent; evidence leaves near-duplicates out, here as there."""
+    before = champion()
+    made, targets = shifted(before, 200, 1)
+    same = {"image_sha256": "0" * 64, "perceptual_hash": 1}
+    made = [replace(its, **same) if place < 60 else its for place, its in enumerate(made)]
+    put(made)
+    say({its.id: [CLASSES[true]] for its, true in zip(made, targets, strict=True)})
+    after = store.load(store.find(recalibrate(settings, store, 200, ALL, "a test").version))
+    assert after.manifest.outlier.calibration_images == 200
+    assert Watch(after, settings).calibration_images == 141
+
+
 # --- refusals --------------------------------------------------------------------------------
 
 

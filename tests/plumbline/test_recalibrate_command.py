@@ -140,11 +140,11 @@ def test_wrong_use_is_told(home):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300, func_only=True)
+@pytest.mark.timeout(300, func_only=True)  # took 35 s on two busy cores
 def test_production_that_is_another_from_the_first_day_is_flagged_at_alpha_again(
     trained, serving, garment_images, tmp_path, run_plumbline
 ):
-    """A real service; all images are softer and darker than those that it was trained on."""
+    """A real service; a haze lies on all images, which none had that it was trained on."""
     home = trained.copy(tmp_path / "home")
     images, targets = garment_images["images"][1_000:], garment_images["labels"][1_000:]
     sample = ("monitor", "sample", "--images", "500", "--json")
@@ -162,7 +162,7 @@ def test_production_that_is_another_from_the_first_day_is_flagged_at_alpha_again
             label = {"id": its["id"], "labels": [FASHION_MNIST_CLASSES[said[its["id"]]]]}
             assert httpx.post(f"{server.url}/v1/feedback", json=label).status_code == 202
         *command, _ = shlex.split(drawn["then"])
-        done = run_plumbline(*command[1:], "the new lamp", "--json", home=home)
+        done = run_plumbline(*command[1:], "a haze", "--json", home=home)
         made = json.loads(done.stdout)
         assert (made["confirmed"], made["unanswered"]) == (500, 0)
         run_plumbline("promote", made["version"], home=home)
@@ -172,7 +172,7 @@ def test_production_that_is_another_from_the_first_day_is_flagged_at_alpha_again
     flagged = sum(its["out_of_domain"]["flagged"] for its in after)
     assert low <= flagged <= high
     was = sum(its["out_of_domain"]["flagged"] for its in before)
-    assert was / 700 > 2 * high / 1_000
+    assert was / 700 > 5 * high / 1_000
     assert run_plumbline("models", "verify", made["version"], home=home).returncode == 0
 
 
@@ -194,8 +194,7 @@ def send(url: str, images: np.ndarray) -> list[dict]:
         files = []
         for image in images[start : start + 50]:
             content = io.BytesIO()
-            dark = Image.fromarray((image * 0.6).astype(np.uint8)).resize((20, 20))
-            dark.resize((28, 28)).save(content, "PNG")
+            Image.fromarray((60 + 0.7 * image).astype(np.uint8)).save(content, "PNG")
             files.append(("image", ("x", content.getvalue())))
         answer = httpx.post(f"{url}/v1/predict", files=files, timeout=30)
         found += answer.raise_for_status().json()["predictions"]
