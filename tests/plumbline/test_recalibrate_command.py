@@ -15,13 +15,19 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.compute
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 from scipy import stats
 
+from model.store import ModelStore
+from monitoring.alarm import Alarm
 from monitoring.outlier import RECORD_COMPONENTS
-from monitoring.records import Record, write_records
+from monitoring.record_reader import in_order
+from monitoring.records import Record, read_records, write_records
+from monitoring.settings import MonitoringSettings
+from monitoring.watch import Watch
 from plumbline.cli import main
 from training.idx import FASHION_MNIST_CLASSES
 
@@ -173,7 +179,21 @@ def test_production_that_is_another_from_the_first_day_is_flagged_at_alpha_again
     assert low <= flagged <= high
     was = sum(its["out_of_domain"]["flagged"] for its in before)
     assert was / 700 > 5 * high / 1_000
+    assert alarms_of(home, trained.tag, 700)
+    assert not alarms_of(home, made["version"], 1_000)
     assert run_plumbline("models", "verify", made["version"], home=home).returncode == 0
+
+
+def alarms_of(home: Path, tag: str, images: int) -> list[Alarm]:
+    """That a monitor of this version raises on what it answered."""
+    settings = MonitoringSettings(home=home)
+    store = ModelStore(settings)
+    records = read_records(settings.records)
+    own = in_order(records.filter(pyarrow.compute.equal(records["model"], tag)))
+    assert len(own) == images
+    alarms = Watch(store.load(store.find(tag)), settings).take(own)
+    store.state.dispose()
+    return alarms
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
