@@ -113,13 +113,18 @@ def metric_name(manifest: Manifest) -> str:
     return "accuracy" if manifest.task == "single" else "micro F1"
 
 
+def metric_key(manifest: Manifest) -> str:
+    """The same in the manifest's `metrics`."""
+    return "accuracy" if manifest.task == "single" else "micro_f1"
+
+
 def _manifest(champion: Manifest, version: str, its: Derived, why: str) -> Manifest:
     return champion.model_copy(
         update={
             "version": version,
             "created": datetime.now(UTC),
             "calibration": its.calibration,
-            "metrics": {metric_name(champion).lower().replace(" ", "_"): its.metric},
+            "metrics": {metric_key(champion): its.metric},
             "metrics_split": "calibration",
             "training": {
                 **champion.training,

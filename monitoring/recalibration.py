@@ -27,6 +27,7 @@ from monitoring.derived_version import (
     in_words,
     make_derived_version,
     measured,
+    metric_key,
     metric_name,
 )
 from monitoring.labels import Answers, fault, said_of
@@ -227,8 +228,23 @@ def _told(manifest: Manifest, its: Confirmed, period: Period, metric: Metric, al
         f"recalibrated on {images} images of production {period}: of {its.sampled} drawn at"
         f" random {images} are confirmed to be of the domain{foreign}"
         f"{_at_worst(its, alpha)}; {metric_name(manifest)} of"
-        f" {in_words(metric)} on them; the smallest rate of the outlier flag is"
-        f" {1 / (images + 1):.2g}"
+        f" {in_words(metric)} on them{_if_worse(manifest, metric)}; the smallest rate of the"
+        f" outlier flag is {1 / (images + 1):.2g}"
+    )
+
+
+def _if_worse(champion: Manifest, metric: Metric) -> str:
+    """That the model is worse on production, beyond chance: no alarm will say so any more."""
+    known = champion.metrics.get(metric_key(champion))
+    if known is None or known.value is None or metric.high is None:
+        return ""
+    low = known.value if known.low is None else known.low
+    if metric.high >= low:
+        return ""
+    return (
+        f", worse than {known.value:.3f} on its {champion.metrics_split} images: a recalibration"
+        " does not mend that, a retraining may, and evidence that begins from these images is"
+        " silent on it"
     )
 
 

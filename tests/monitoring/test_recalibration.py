@@ -314,6 +314,25 @@ def test_repeats_calibrate_the_flag_and_are_no_evidence(
     assert Watch(after, settings).calibration_images == 141
 
 
+def test_a_model_that_is_worse_on_production_is_not_passed_over_in_silence(
+    settings, store, asked, say
+):
+    """Of its calibration images 0.9 were right, by the manifest; of these far fewer."""
+    _, _, true, ids = asked
+    wrong = {its: [CLASSES[(CLASSES.index(true[its][0]) + 1) % 3]] for its in ids}
+    say(wrong)
+    done = recalibrate(settings, store, 150, ALL, "a test")
+    assert "worse than 0.900 on its test images" in done.sentence
+    assert "a retraining may" in done.sentence
+
+
+def test_chance_alone_is_not_called_worse(settings, store, asked, say):
+    _, made, _, ids = asked
+    given = {its.id: its.labels for its in made}
+    say({its: given[its] for its in ids})
+    assert "worse than" not in recalibrate(settings, store, 150, ALL, "a test").sentence
+
+
 # --- refusals --------------------------------------------------------------------------------
 
 
