@@ -39,6 +39,7 @@ from monitoring.truth import are_right, as_matrix
 
 LEAST_CONFIRMED = 99  # images, under which nothing is ever flagged at 1 %
 MOST_UNANSWERED = 0.1  # share of the sample
+_BY_CHANCE = 0.01  # that so many of the unanswered are flagged; less, and they were left out for it
 # As in the reference of a trained version. A name of a client has no business in a bundle, and the
 # rule of the clients' shares none in a random sample.
 _CLIENT, _STAGE = "calibration", "registered"
@@ -58,6 +59,8 @@ class Confirmed:
     foreign: int  # show none of the classes
     silent: int  # nobody has said anything
     unusable: int  # contradicted, or labels that the model or the task does not know
+    flagged: int  # of the sample
+    unanswered_flagged: int  # of those nobody has given a usable answer for
 
     @property
     def unanswered(self) -> int:
@@ -85,7 +88,7 @@ def recalibrate(
     sample = random_sample(settings, champion, images, period)
     confirmed = confirmed_of(store.state, champion.manifest, sample)
     alpha = settings.alpha or champion.manifest.outlier.alpha
-    _check(champion.manifest.tag, confirmed, period, alpha)
+    _check(champion.manifest, confirmed, period, alpha)
     derived = _derived(champion, sample, confirmed, period, alpha)
     return Recalibrated(*make_derived_version(store, champion, derived, why), confirmed)
 
@@ -98,15 +101,18 @@ def confirmed_of(state: Engine, manifest: Manifest, sample: RandomSample) -> Con
     """
     ids = sample.records["id"].to_pylist()
     said = said_of(state, ids)
-    rows, labels, foreign, unusable = [], [], 0, 0
+    flagged = sample.records["flagged"].to_pylist()
+    rows, labels, foreign, unusable, unanswered_flagged = [], [], 0, 0, 0
     for row, prediction_id in enumerate(ids):
         if prediction_id not in said:
+            unanswered_flagged += flagged[row]
             continue
         answers = said[prediction_id].answers
         if _is_foreign(answers, manifest):
             foreign += 1
         elif fault(answers, manifest) is not None:
             unusable += 1
+            unanswered_flagged += flagged[row]
         else:
             rows.append(row)
             labels.append(next(iter(answers)))
@@ -117,6 +123,8 @@ def confirmed_of(state: Engine, manifest: Manifest, sample: RandomSample) -> Con
         foreign=foreign,
         silent=len(ids) - len(said),
         unusable=unusable,
+        flagged=sum(flagged),
+        unanswered_flagged=unanswered_flagged,
     )
 
 
@@ -142,9 +150,9 @@ def _targets(labels: list[tuple[str, ...]], manifest: Manifest) -> NDArray[Any]:
     return np.array(rows, np.uint8).reshape(len(labels), len(manifest.classes))
 
 
-def _check(tag: str, its: Confirmed, period: Period, alpha: float) -> None:
+def _check(manifest: Manifest, its: Confirmed, period: Period, alpha: float) -> None:
     given = (
-        f"of {its.sampled} sampled predictions of {tag} {period},"
+        f"of {its.sampled} sampled predictions of {manifest.tag} {period},"
         f" {len(its.rows)} are confirmed to be of the domain, {its.foreign} show none of the"
         f" classes, {its.silent} have no answer, and {its.unusable} one that is contradicted or"
         " that the task does not know"
@@ -156,12 +164,40 @@ def _check(tag: str, its: Confirmed, period: Period, alpha: float) -> None:
             " the strange ones, and what is left is no random sample then. Label the others, too"
             f" {again}"
         )
+    # Where several labels may apply, what is foreign cannot be said to be so, and is left out.
+    if manifest.task == "single" and _chance_of_flags(its) < _BY_CHANCE:
+        raise MonitorError(
+            f"{given}. Of the {its.unanswered} without a usable answer {its.unanswered_flagged} are"
+            f" flagged, and of all {its.flagged}: that is more than chance, and images chosen by"
+            f" their flag are no random sample. Label those, too; [] where none applies {again}"
+        )
     if len(its.rows) < (least := least_confirmed(alpha)):
         raise MonitorError(
             f"{given}. At least {least} confirmed ones are needed: with fewer nothing is ever"
             f" flagged at {1 / (least + 1):g}. Sample more,"
             f" and label all of them {again}"
         )
+
+
+def _chance_of_flags(its: Confirmed) -> float:
+    """That as many of the unanswered are flagged, or more, if they are any of the sample.
+
+    Hypergeometric: Fisher's exact test, one-sided.
+    """
+    most = min(its.flagged, its.unanswered)
+    return math.fsum(
+        math.exp(
+            _log_choices(its.flagged, count)
+            + _log_choices(its.sampled - its.flagged, its.unanswered - count)
+            - _log_choices(its.sampled, its.unanswered)
+        )
+        for count in range(its.unanswered_flagged, most + 1)
+        if its.unanswered - count <= its.sampled - its.flagged
+    )
+
+
+def _log_choices(images: int, chosen: int) -> float:
+    return math.lgamma(images + 1) - math.lgamma(chosen + 1) - math.lgamma(images - chosen + 1)
 
 
 def _derived(

@@ -28,8 +28,8 @@ def recalibrate(
 
     For production that differs from the training data from the first day. Takes the sample that
     plumbline monitor sample lists, with what people say of it, and trains nothing. Refused where
-    fewer than 99 images are confirmed to be of the domain, or more than 10 % have no usable answer.
-    Promotion stays a command.
+    fewer than 99 images are confirmed to be of the domain, or more than 10 % have no usable answer,
+    or those that have none were left out for their flag. Promotion stays a command.
     """
     from monitoring.random_sample import Period
     from monitoring.recalibration import recalibrate as make_version

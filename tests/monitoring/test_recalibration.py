@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from scipy import stats
 from sqlalchemy import select
 
@@ -18,9 +21,10 @@ from model.conformal_sets import load_sets
 from model.decision import Calibration, Thresholds
 from model.errors import MonitorError
 from model.state import audit, feedback, write_transaction
+from monitoring import recalibration
 from monitoring.outlier import conformal_p_values
 from monitoring.random_sample import Period, random_sample
-from monitoring.recalibration import confirmed_of, recalibrate
+from monitoring.recalibration import Confirmed, confirmed_of, recalibrate
 from monitoring.records import read_records, to_table, write_records
 from monitoring.settings import MonitoringSettings
 from monitoring.truth import true_targets
@@ -328,8 +332,8 @@ def test_a_model_that_is_worse_on_production_is_not_passed_over_in_silence(
 
 def test_chance_alone_is_not_called_worse(settings, store, asked, say):
     _, made, _, ids = asked
-    given = {its.id: its.labels for its in made}
-    say({its: given[its] for its in ids})
+    answered = {its.id: its.labels for its in made}
+    say({its: answered[its] for its in ids})
     assert "worse than" not in recalibrate(settings, store, 150, ALL, "a test").sentence
 
 
@@ -367,6 +371,34 @@ def test_so_are_labels_of_all_but_the_flagged(settings, store, asked, say):
     _, made, true, _ = asked
     say({its.id: true[its.id] for its in made if not its.flagged})
     assert "they may be the strange ones" in refused(settings, store)
+
+
+def test_a_few_left_out_for_their_flag_are_refused_though_under_a_tenth(
+    settings, store, asked, say
+):
+    _, made, true, ids = asked
+    flagged = {its.id for its in made if its.flagged}
+    left_out = [its for its in ids if its in flagged][:8]
+    say({its: true[its] for its in ids if its not in left_out})
+    told = refused(settings, store)
+    assert "Of the 8 without a usable answer 8 are flagged" in told
+    assert "images chosen by their flag are no random sample" in told
+    say({its: [] for its in left_out})
+    assert recalibrate(settings, store, 150, ALL, "a test").images.foreign == 8
+
+
+@settings_of_hypothesis(max_examples=50)
+@given(st.integers(1, 60), st.data())
+def test_the_chance_of_so_many_flags_is_fishers(sampled, data):
+    flagged = data.draw(st.integers(0, sampled))
+    unanswered = data.draw(st.integers(0, sampled))
+    seen = data.draw(st.integers(max(0, flagged + unanswered - sampled), min(flagged, unanswered)))
+    none = np.empty(0, np.int64)
+    its = Confirmed(none, none, sampled, 0, unanswered, 0, flagged, seen)
+    rest = sampled - flagged - unanswered + seen
+    table = [[seen, unanswered - seen], [flagged - seen, rest]]
+    expected = stats.fisher_exact(table, alternative="greater").pvalue
+    assert recalibration._chance_of_flags(its) == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_tenth_without_an_answer_is_taken_and_one_more_is_not(settings, store, asked, say):
