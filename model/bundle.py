@@ -165,8 +165,8 @@ class Manifest(_Strict):
     `engines` is by engine and precision, such as `openvino-bf16`; in schema 1 by engine alone.
     `engines_left_out` holds why others could not be measured at all. `decided_by` is the one whose
     outputs everything that decides was fitted to, and measured with; it is served by default.
-    `metrics_split` is calibration where a version was adjusted to another class mix: its images are
-    then weighted by class.
+    `metrics_split` is calibration where a version was made without training: adjusted to another
+    class mix (its images are then weighted by class), or recalibrated on images of production.
     """
 
     schema_number: int = SCHEMA

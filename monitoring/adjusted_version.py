@@ -10,53 +10,38 @@ version's evidence does not start by finding the class mix changed. Promotion st
 
 from __future__ import annotations
 
-import html
 import math
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 from numpy.typing import NDArray
 
-from model.bundle import (
-    BENTOML_DESCRIPTION,
-    CONFORMAL_SETS,
-    OUTLIER,
-    REFERENCE,
-    REPORT,
-    TRUTH,
-    Bundle,
-    Manifest,
-    Metric,
-    OutlierSummary,
-    SetsSummary,
-    save_arrays,
-)
-from model.conformal_sets import ConformalSets
+from model.bundle import OUTLIER, REFERENCE, Bundle, Manifest, Metric
 from model.decision import Calibration, confidence, decide, probabilities
 from model.errors import MonitorError
-from model.state import record, write_transaction
 from model.store import ModelStore
-from monitoring.accuracy import NORMAL_95
 from monitoring.class_mix import is_exclusive, reference_sample
 from monitoring.class_priors import FloatArray, image_weights, odds_ratio
+from monitoring.derived_version import (
+    Derived,
+    in_words,
+    make_derived_version,
+    measured,
+    metric_name,
+)
 from monitoring.records import SCHEMA, read_records
-from monitoring.streams import accepted_labels, logits_of, streams_of
-from monitoring.truth import as_matrix, true_targets, truth_arrays
+from monitoring.streams import accepted_labels, logits_of
+from monitoring.truth import as_matrix, true_targets
 
 LEAST_KEPT = 100  # calibration images, under which all of them stay as they are
-_REWRITTEN = (BENTOML_DESCRIPTION, OUTLIER, REFERENCE, TRUTH, CONFORMAL_SETS, REPORT)
 
 
 @dataclass(frozen=True)
 class _Adjusted:
-    """What is different in the new version."""
+    """What is found for the new class mix."""
 
     calibration: Calibration
     records: pa.Table  # of the calibration images that are kept
@@ -79,20 +64,27 @@ def make_adjusted_version(
     `MonitorError` for a bundle without true labels and for shares that are none.
     """
     _check(champion.manifest, shares)
-    its = _adjust(champion, shares, changed)
-    with store.registering(champion.manifest.name) as (version, directory, seal):
-        manifest = _manifest(champion.manifest, version, its, shares, why)
-        for name in champion.manifest.files:
-            if name not in _REWRITTEN:
-                path = directory / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(champion.path(name), path)
-        manifest = _write(directory, champion, manifest, its)
-        seal(manifest)
-    sentence = _sentence(champion.manifest, manifest, its)
-    with write_transaction(store.state) as connection:
-        record(connection, "challenger", manifest.tag, f"{sentence} ({why})")
-    return manifest.tag, sentence
+    return make_derived_version(store, champion, _derived(champion, shares, changed), why)
+
+
+def _derived(champion: Bundle, shares: Mapping[str, float], changed: Collection[str]) -> Derived:
+    its, manifest = _adjust(champion, shares, changed), champion.manifest
+    scores = its.records["outlier_score"].to_numpy()
+    reference_images = len(read_records(str(champion.path(REFERENCE)), ["id"]))
+    # A cross-fitted score has calibration scores that are not those of the reference.
+    is_cross_fitted = len(champion.arrays(OUTLIER)["calibration"]) != reference_images
+    return Derived(
+        way="adjusted",
+        how={"class_shares": {name: round(share, 6) for name, share in shares.items()}},
+        told=_told(manifest, its),
+        records=its.records,
+        targets=its.targets,
+        scores=None if is_cross_fitted else scores,
+        calibration=its.calibration,
+        metric=its.after,
+        of_outlier=f"adjusted to another class mix, by {len(scores)} of the calibration images",
+        of_sets="calibration images with a label, in another class mix",
+    )
 
 
 def _check(champion: Manifest, shares: Mapping[str, float]) -> None:
@@ -126,8 +118,8 @@ def _adjust(champion: Bundle, shares: Mapping[str, float], changed: Collection[s
     weights = image_weights(true, true.mean(axis=0), after, moved, exclusive=exclusive)
     records = read_records(str(champion.path(REFERENCE)))
     relabelled = _relabelled(records, manifest, calibration)
-    measured = [
-        _measure(accepted_labels(its, manifest.classes), true, weights, manifest.task)
+    metrics = [
+        measured(accepted_labels(its, manifest.classes), true, weights, manifest.task)
         for its in (records, relabelled)
     ]
     random = np.random.default_rng(int(champion.manifest_sha256[:8], 16))
@@ -136,7 +128,7 @@ def _adjust(champion: Bundle, shares: Mapping[str, float], changed: Collection[s
     if not is_thinned:
         kept = np.ones(len(weights), bool)
     return _Adjusted(
-        calibration, relabelled.filter(pa.array(kept)), targets[kept], is_thinned, *measured
+        calibration, relabelled.filter(pa.array(kept)), targets[kept], is_thinned, *metrics
     )
 
 
@@ -159,104 +151,7 @@ def _relabelled(records: pa.Table, manifest: Manifest, calibration: Calibration)
     return records
 
 
-def _measure(given: NDArray[np.bool_], true: FloatArray, weights: FloatArray, task: str) -> Metric:
-    """Accuracy or micro F1 of weighted images, with its 95 % interval (delta method)."""
-    if task == "single":
-        hits, of = (given == true).all(axis=1).astype(np.float64), np.ones(len(given))
-    else:
-        hits, of = 2 * (given * true).sum(axis=1), given.sum(axis=1) + true.sum(axis=1)
-    total = float(weights @ of)
-    value = float(weights @ hits) / max(total, 1e-12)
-    half = NORMAL_95 * float(np.linalg.norm(weights * (hits - value * of))) / max(total, 1e-12)
-    return Metric(
-        value=value, low=max(0.0, value - half), high=min(1.0, value + half), count=len(given)
-    )
-
-
-def _manifest(
-    champion: Manifest, version: str, its: _Adjusted, shares: Mapping[str, float], why: str
-) -> Manifest:
-    metric = "accuracy" if champion.task == "single" else "micro_f1"
-    return champion.model_copy(
-        update={
-            "version": version,
-            "created": datetime.now(UTC),
-            "calibration": its.calibration,
-            "metrics": {metric: its.after},
-            "metrics_split": "calibration",
-            "training": {
-                **champion.training,
-                "adjusted": {
-                    "from": champion.tag,
-                    "class_shares": {name: round(share, 6) for name, share in shares.items()},
-                    "why": why,
-                },
-            },
-            "files": {},
-        }
-    )
-
-
-def _write(directory: Path, champion: Bundle, manifest: Manifest, its: _Adjusted) -> Manifest:
-    """The files that differ; gives the manifest with what they can promise."""
-    pyarrow.parquet.write_table(its.records, directory / REFERENCE, compression="zstd")
-    save_arrays(directory / TRUTH, truth_arrays(its.targets))
-    arrays = champion.arrays(OUTLIER)
-    for name, values in streams_of(its.records, manifest).items():
-        arrays[f"reference.{name}"] = np.sort(values).astype(np.float32)
-    changes: dict[str, Any] = {}
-    scores = np.sort(its.records["outlier_score"].to_numpy())
-    # A cross-fitted score has calibration scores that are not those of the reference.
-    if len(arrays["calibration"]) == len(read_records(str(champion.path(REFERENCE)), ["id"])):
-        arrays["calibration"] = scores.astype(arrays["calibration"].dtype)
-        changes["outlier"] = _outlier(manifest.outlier, len(scores))
-    save_arrays(directory / OUTLIER, arrays)
-    if manifest.prediction_sets is not None:
-        chances = probabilities(logits_of(its.records), its.calibration, manifest.task)
-        sets = ConformalSets.fit(chances, its.targets, manifest.task)
-        save_arrays(directory / CONFORMAL_SETS, sets.to_arrays())
-        changes["prediction_sets"] = _sets(manifest.prediction_sets, sets)
-    manifest = manifest.model_copy(update=changes)
-    _write_report(directory / REPORT, champion, manifest, its)
-    return manifest
-
-
-def _outlier(known: OutlierSummary, images: int) -> OutlierSummary:
-    least = 1 / (images + 1)
-    return known.model_copy(
-        update={
-            "calibration_images": images,
-            "smallest_alpha": least,
-            "statement": f"{known.statement} Since adjusted to another class mix, by {images} of"
-            f" the calibration images: the smallest rate is {least:.2g}.",
-        }
-    )
-
-
-def _sets(known: SetsSummary, sets: ConformalSets) -> SetsSummary:
-    return known.model_copy(
-        update={
-            "calibration_images": sets.image_count,
-            "highest_coverage": sets.highest_coverage,
-            "statement": f"{sets.image_count} calibration images with a label, in another class"
-            f" mix: up to {sets.highest_coverage:g} can be asked for. Not measured on others.",
-            "measured": (),
-        }
-    )
-
-
-def _write_report(path: Path, champion: Bundle, manifest: Manifest, its: _Adjusted) -> None:
-    """The champion's model card, under what is different."""
-    card = champion.path(REPORT).read_text(encoding="utf-8", errors="replace")
-    note = html.escape(_sentence(champion.manifest, manifest, its))
-    told = f'<p role="note"><b>Adjusted.</b> {note} What follows is of {champion.manifest.tag}.</p>'
-    at, mark = card.find("<main>"), "<main>"
-    place = at + len(mark) if at >= 0 else 0
-    path.write_text(f"{card[:place]}\n{told}\n{card[place:]}", encoding="utf-8")
-
-
-def _sentence(champion: Manifest, manifest: Manifest, its: _Adjusted) -> str:
-    metric = "accuracy" if champion.task == "single" else "micro F1"
+def _told(champion: Manifest, its: _Adjusted) -> str:
     thinned = (
         f"evidence begins from {len(its.targets)} calibration images in the new class mix"
         if its.is_thinned
@@ -264,11 +159,6 @@ def _sentence(champion: Manifest, manifest: Manifest, its: _Adjusted) -> str:
         " one and will show the change again"
     )
     return (
-        f"{manifest.tag} is {champion.tag} adjusted to another class mix: {metric} of"
-        f" {_told(its.after)} under it, against {_told(its.before)}, on calibration images weighted"
-        f" by class; {thinned}. To promote it: plumbline promote {manifest.tag}"
+        f"adjusted to another class mix: {metric_name(champion)} of {in_words(its.after)} under it,"
+        f" against {in_words(its.before)}, on calibration images weighted by class; {thinned}"
     )
-
-
-def _told(its: Metric) -> str:
-    return f"{its.value:.3f} (95 %: {its.low:.3f} to {its.high:.3f})"

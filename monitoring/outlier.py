@@ -194,11 +194,9 @@ class OutlierModel:
 
         In float64: rounded to float32, 1 / 20 would lie above an alpha of 0.05.
         """
-        count = len(self.calibration)
-        if count == 0:
+        if not len(self.calibration):
             raise ValueError("the outlier model has no calibration scores; call calibrated() first")
-        at_least = count - np.searchsorted(self.calibration, scores, side="left")
-        return np.asarray((1 + at_least) / (count + 1))
+        return conformal_p_values(self.calibration, scores)
 
     @property
     def smallest_alpha(self) -> float:
@@ -247,6 +245,17 @@ class OutlierModel:
         energy = -_log_sum_exp(logits)
         vim = self.vim_scale[0] * residual + energy
         return np.stack([1 - kth, vim, residual, energy], axis=1), components
+
+
+def conformal_p_values(calibration: FloatArray, scores: FloatArray) -> NDArray[np.float64]:
+    """Of scores, N, beside the sorted scores of a calibration split; see `OutlierModel.p_value`.
+
+    >>> conformal_p_values(np.array([1, 2, 3], np.float32), np.array([0, 2.5, 4])).tolist()
+    [1.0, 0.5, 0.25]
+    """
+    count = len(calibration)
+    at_least = count - np.searchsorted(calibration, scores, side="left")
+    return np.asarray((1 + at_least) / (count + 1))
 
 
 def _weights(detector: str) -> FloatArray:

@@ -21,6 +21,7 @@ from plumbline.lr_find_command import lr_find
 from plumbline.model_commands import models, promote, rollback
 from plumbline.monitor_commands import drift, monitor, retrain
 from plumbline.predict_command import predict
+from plumbline.recalibrate_command import recalibrate
 from plumbline.service_commands import keys, serve, up
 from plumbline.settings import ClientSettings
 from plumbline.train_command import train
@@ -76,6 +77,6 @@ for _command in (
     *(interpret, clean),
     *(models, promote, rollback),
     *(up, serve, keys),
-    *(monitor, retrain, drift),
+    *(monitor, recalibrate, retrain, drift),
 ):
     main.add_command(_command)

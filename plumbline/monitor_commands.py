@@ -12,6 +12,7 @@ from model.settings import read_settings
 from monitoring.settings import MonitoringSettings
 from plumbline.output import end_by_exception
 from plumbline.priors_command import priors
+from plumbline.sample_command import sample
 from service.settings import ServiceSettings
 
 
@@ -34,6 +35,7 @@ def monitor(ctx: click.Context, host: str | None, port: int | None) -> None:
 
 
 monitor.add_command(priors)
+monitor.add_command(sample)
 
 
 @monitor.command("reset")
