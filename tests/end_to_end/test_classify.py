@@ -161,6 +161,6 @@ def test_what_is_classified_is_recorded_like_every_prediction(
     images = [base64_of(a_sneaker(garment_images, number)) for number in range(3)]
     with serving(trained.path, records_url=str(tmp_path / "records")) as server:
         answer = classify(server, {"images": images}).json()
-    rows = read_records(tmp_path / "records").to_pylist()
+    rows = read_records(str(tmp_path / "records")).to_pylist()
     assert {row["id"] for row in rows} == {its["id"] for its in answer["predictions"]}
     assert np.unique([row["image_sha256"] for row in rows]).size == 3
