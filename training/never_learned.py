@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.embedding import PENULTIMATE
 from model.errors import SettingsError
 from model.network import Network
 from model.whole_embedding import WholeEmbedding
 from monitoring.outlier import BANK_LIMIT, NEIGHBOURS, OutlierModel
+from training.baseline_detectors import fit_baselines
 from training.export import run_network
 from training.loading import LoadedSplit
 from training.mapped import ChosenRows
@@ -104,7 +106,8 @@ def judge_never_learned(
         whole, _images(validation, np.flatnonzero(~has & _is_labelled(validation.targets)))
     )
     found: dict[str, dict[str, float]] = {}
-    for name, choice in embedding_choices(whole.parts, known.embedding).items():
+    choices = embedding_choices(whole.parts, known.embedding)
+    for name, choice in choices.items():
         fitted = OutlierModel.fit(
             known.embedding,
             known.logits,
@@ -118,6 +121,12 @@ def judge_never_learned(
                 model.score(its.embedding, its.logits)[0] for its in (foreign, others)
             )
             found.setdefault(name, {})[detector] = auroc(strange, usual)
+    read = choices[PENULTIMATE]
+    targets = np.asarray(fit.targets[np.sort(chosen)])
+    baselines = fit_baselines(read.of(known.embedding), known.logits, targets)
+    for name, score in baselines.items():
+        strange, usual = (score(read.of(its.embedding), its.logits) for its in (foreign, others))
+        found[PENULTIMATE][name] = auroc(strange, usual)
     return NeverLearned(classes, len(foreign.logits), len(others.logits), found)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +110,7 @@ def choose_outlier_model(
     Of those that are level with the best the first is kept, in the order of detectors, then of
     embeddings: a smaller gain is luck, and the first ones fail on fewer networks. `never_learned`:
     AUROC on classes that a second network was not trained on, by embedding and detector, where
-    there was one. Raises ValueError for fewer than 2 * NEIGHBOURS rows.
+    there was one; of the penultimate one also by baseline. Raises ValueError for fewer than 2 * NEIGHBOURS rows.
     """
     detectors = detectors_for(fit.targets)
     tried: list[tuple[Candidate, OutlierModel]] = []
@@ -135,7 +136,7 @@ def choose_outlier_model(
     level = [one for one in tried if one[0].mean >= least]
     kept = min(level, key=lambda one: detectors.index(one[0].detector))  # of one, the first
     candidates = tuple(candidate for candidate, _ in tried)
-    baselines = _baselines(parts, fit, validation, foreign, seed)
+    baselines = _baselines(parts, fit, validation, foreign, never_learned, seed)
     return OutlierChoice(kept[1], kept[0], candidates, baselines)
 
 
@@ -194,13 +195,26 @@ def _auroc_of_kinds(
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A score that was fitted without one class, on validation rows."""
+    """One class left out of what a score is fitted on; judged on validation rows."""
 
     index: int  # of the class
     is_foreign: NDArray[np.bool_]  # rows of that class, N
-    fit: Labelled  # what it was fitted on
-    model: OutlierModel
+    fit: Labelled  # what is fitted on
     outputs: Outputs  # of validation, without the logits of that class
+    choice: EmbeddingChoice
+    seed: int
+
+    @cached_property
+    def model(self) -> OutlierModel:
+        """The score, fitted without that class."""
+        usual = ~self.is_foreign
+        return OutlierModel.fit(
+            self.fit.outputs.embedding,
+            self.fit.outputs.logits,
+            choice=self.choice,
+            scaled_on=(self.outputs.embedding[usual], self.outputs.logits[usual]),
+            seed=self.seed,
+        )
 
     def scores(self, detector: str) -> FloatArray:
         """Outlier scores, N."""
@@ -211,23 +225,21 @@ class LeftOut:
 def leave_classes_out(
     choice: EmbeddingChoice, fit: Labelled, validation: Labelled, *, seed: int
 ) -> Iterator[LeftOut]:
-    """Fit the score anew without each of a few classes; none where there are too few images."""
+    """To fit the score anew without each of a few classes; none where there are too few images."""
     for index in _classes_to_leave_out(fit, validation):
         kept = np.flatnonzero(~_has(fit.targets, index))
         kept = np.sort(np.random.default_rng(seed).permutation(kept)[:_LEFT_OUT_FIT])
         logits = np.delete(fit.outputs.logits[kept], index, axis=1)
         others = np.delete(validation.outputs.logits, index, axis=1)
         fitted_on = Outputs(logits, fit.outputs.embedding[kept])
-        is_foreign = _has(validation.targets, index)
-        judged = Outputs(others, validation.outputs.embedding)
-        model = OutlierModel.fit(
-            fitted_on.embedding,
-            logits,
-            choice=choice,
-            scaled_on=(judged.embedding[~is_foreign], judged.logits[~is_foreign]),
-            seed=seed,
+        yield LeftOut(
+            index,
+            _has(validation.targets, index),
+            Labelled(fitted_on, fit.targets[kept]),
+            Outputs(others, validation.outputs.embedding),
+            choice,
+            seed,
         )
-        yield LeftOut(index, is_foreign, Labelled(fitted_on, fit.targets[kept]), model, judged)
 
 
 def _auroc_without_classes(
@@ -252,6 +264,7 @@ def _baselines(
     fit: Labelled,
     validation: Labelled,
     foreign: Mapping[str, Outputs],
+    never_learned: Mapping[str, Mapping[str, float]] | None,
     seed: int,
 ) -> tuple[Candidate, ...]:
     """The same evidence for scores that are measured alone."""
@@ -275,6 +288,8 @@ def _baselines(
         kinds = {kind: apart(score, its, validation.outputs) for kind, its in foreign.items()}
         if name in left_out:
             kinds[CLASSES_LEFT_OUT] = float(np.mean(left_out[name]))
+        if never_learned is not None:
+            kinds[CLASSES_NEVER_LEARNED] = never_learned[PENULTIMATE][name]
         found.append(Candidate(PENULTIMATE, name, kinds))
     return tuple(found)
 

@@ -121,11 +121,11 @@ def _verdict(kinds: tuple[ForeignKind, ...], chosen: Candidate) -> tuple[bool, s
     never_learned = chosen.auroc.get(CLASSES_NEVER_LEARNED)
     if never_learned is not None:
         seen += f", {never_learned:.3f} on classes that a second network was trained without"
+    weak = [f"{kind.kind} ({kind.auroc:.2f})" for kind in kinds if kind.auroc < WEAK_AUROC]
+    but = f" It is weak on {', '.join(weak)}." if weak else ""
     if not passed:
         return False, (
             f"Do not rely on the outlier flag of this model: {seen}; at least {LEAST_MEAN_AUROC} on"
-            f" average and {LEAST_AUROC} on every kind are asked for."
+            f" average and {LEAST_AUROC} on every kind are asked for.{but}"
         )
-    weak = [f"{kind.kind} ({kind.auroc:.2f})" for kind in kinds if kind.auroc < WEAK_AUROC]
-    but = f" It is weak on {', '.join(weak)}." if weak else ""
     return True, f"The outlier flag can be used: {seen}.{but}"

@@ -15,6 +15,7 @@ from model.network import create_network
 from model.settings import ModelSettings
 from model.store import ModelStore
 from monitoring.outlier import DETECTORS, WITHOUT_LOGITS
+from training.baseline_detectors import ENERGY, MAHALANOBIS, MSP
 from training.never_learned import choose_left_out, judge_never_learned, without_classes
 from training.preparation import Prepared, prepare_training
 from training.request import TrainRequest
@@ -125,8 +126,10 @@ def test_every_embedding_and_detector_is_judged_on_their_validation_images(
     has = targets[:, numbers].any(axis=1) if several else np.isin(targets, numbers)
     assert (found.images, found.others) == (has.sum(), (~has).sum())
     assert set(found.auroc) == {"penultimate", "all layers", "earlier layers"}
-    for by_detector in found.auroc.values():
-        assert tuple(by_detector) == (WITHOUT_LOGITS if several else tuple(DETECTORS))
+    for name, by_detector in found.auroc.items():
+        baselines = (MSP, ENERGY, MAHALANOBIS) if name == "penultimate" else ()
+        detectors = WITHOUT_LOGITS if several else tuple(DETECTORS)
+        assert tuple(by_detector) == (*detectors, *baselines)
         assert all(0 < value < 1 for value in by_detector.values())
 
 

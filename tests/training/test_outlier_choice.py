@@ -69,7 +69,9 @@ def test_classes_left_out_take_part_in_the_choice() -> None:
 
 def test_classes_never_learned_speak_for_other_classes_where_a_second_training_told() -> None:
     told = {
-        name: dict.fromkeys(DETECTORS, 0.9 if name == EARLIER_LAYERS else 0.5)
+        name: dict.fromkeys(
+            (*DETECTORS, "MSP", "Energy", "Mahalanobis"), 0.9 if name == EARLIER_LAYERS else 0.5
+        )
         for name in (PENULTIMATE, "all layers", EARLIER_LAYERS)
     }
     foreign = {"any": outputs(50, 2, early=9, late=9).outputs}
