@@ -273,10 +273,7 @@ class MonitorProcess:
 
     async def image(self, request: Request) -> Response:
         """GET /images/ID: a stored image."""
-        try:
-            path = find_image(self._settings.images, request.path_params["prediction_id"])
-        except ValueError:
-            path = None
+        path = find_image(self._settings.images, request.path_params["prediction_id"])
         if path is None:
             return JSONResponse({"error": {"code": "not_found", "message": "not kept"}}, 404)
         return FileResponse(path, headers=_HEADERS)
@@ -297,7 +294,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_stored(folder: Path, prediction_id: str) -> bool:
-    try:
-        return find_image(folder, prediction_id) is not None
-    except ValueError:  # records are written by others, too
-        return False
+    return find_image(folder, prediction_id) is not None

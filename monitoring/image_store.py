@@ -113,8 +113,11 @@ class ImageStore:
 
 
 def find_image(folder: Path, prediction_id: str) -> Path | None:
-    """The stored image of a prediction. Raises ValueError for what is no id."""
-    name = str(uuid.UUID(prediction_id))
+    """The stored image of a prediction; None for what is no id: records come from others, too."""
+    try:
+        name = str(uuid.UUID(prediction_id))
+    except ValueError:
+        return None
     for where in reversed(FOLDERS):
         for suffix in SUFFIXES.values():
             path = folder / where / f"{name}{suffix}"

@@ -23,7 +23,13 @@ class MonitorCollector(Collector):
         self._refused_files = refused_files
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics, in the order of the reference page."""
+        """All metrics."""
+        yield from self._of_state()
+        yield from self._of_evidence()
+        yield from self._of_accuracy()
+        yield from self._of_records()
+
+    def _of_state(self) -> Iterator[Metric]:
         status = self._status
         state = GaugeMetricFamily(
             "plumbline_monitor_state", "1 for the state that the monitor is in.", labels=("state",)
@@ -39,6 +45,9 @@ class MonitorCollector(Collector):
         for name, failure in status.get("side_jobs", {}).items():
             side_jobs.add_metric((name,), float(failure is not None))
         yield side_jobs
+
+    def _of_evidence(self) -> Iterator[Metric]:
+        status = self._status
         evidence = GaugeMetricFamily(
             "plumbline_evidence_log10", "log10 of the evidence of drift.", labels=("stream",)
         )
@@ -58,6 +67,9 @@ class MonitorCollector(Collector):
             "Images sampled as evidence in the last day.",
             status.get("sampled_a_day"),
         )
+
+    def _of_accuracy(self) -> Iterator[Metric]:
+        status = self._status
         yield _gauge(
             "plumbline_flagged_share", "Share flagged of the last images.", status["flagged_share"]
         )
@@ -82,6 +94,9 @@ class MonitorCollector(Collector):
             "1 where a change of the class mix alone explains the last images.",
             float(bool((status.get("prior_shift") or {}).get("recognised"))),
         )
+
+    def _of_records(self) -> Iterator[Metric]:
+        status = self._status
         yield CounterMetricFamily(
             "plumbline_watched_images_total",
             "Recorded images of the champion.",

@@ -270,7 +270,7 @@ class Monitor:
         if refused:
             self.records_total["refused"] += refused
             log.error(
-                "%d records that say they are of %s are left out: another number of logits, or"
+                "%d records that say they are of %s are left out: other labels or logits, or"
                 " values that are no numbers",
                 *(refused, tag),
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CHANCE = 0.05  # of a false alarm, that the promise is told for
-_HOUR = 3600.0
+_MINUTE, _HOUR = 60.0, 3600.0
 _DAY_HOURS = 24
 _HOURS_KEPT = 60  # some may be of clocks that are wrong
 
@@ -41,14 +41,14 @@ class Pace:
     def a_day(self) -> float | None:
         """Images a day; what has been seen for less than a day is taken to go on so.
 
-        None before the first; less than an hour is taken for an hour.
+        None in the first minute, which says nothing.
         """
-        if self._first is None:
+        if self._first is None or self._last - self._first < _MINUTE:
             return None
         hour = int(self._last // _HOUR)
         images = sum(self._by_hour.get(hour - back, 0) for back in range(_DAY_HOURS))
         begun = max(self._first, (hour + 1 - _DAY_HOURS) * _HOUR)
-        return images * _DAY_HOURS * _HOUR / max(self._last - begun, _HOUR)
+        return images * _DAY_HOURS * _HOUR / max(self._last - begun, _MINUTE)
 
     def to_state(self) -> dict[str, Any]:
         """Everything, as JSON values."""

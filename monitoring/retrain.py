@@ -29,6 +29,7 @@ from model.bundle import Manifest
 from model.errors import MonitorError
 from model.state import alarms, record, write_transaction
 from model.store import ModelStore
+from monitoring.alarm import LABELLED_MISTAKES
 from monitoring.labels import BEGINNING, NOT_COUNTED, LabelledImage, Labels, labelled_images
 from monitoring.retraining_images import (
     TABLE,
@@ -167,7 +168,9 @@ def learned_until(state: Engine, model: str) -> datetime | None:
 
 
 def _last_alarm(state: Engine, tag: str) -> datetime | None:
-    query = select(alarms.c.time).where(alarms.c.model == tag).order_by(alarms.c.id.desc())
+    """Of its images: one of labels tells when a label came, and their images came before."""
+    of_images = (alarms.c.model == tag) & (alarms.c.stream != LABELLED_MISTAKES)
+    query = select(alarms.c.time).where(of_images).order_by(alarms.c.id.desc())
     with state.connect() as connection:
         time = connection.scalar(query.limit(1))
     return None if time is None else datetime.fromisoformat(time)

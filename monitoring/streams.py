@@ -40,7 +40,7 @@ COLUMNS = (
 
 
 def fitting_rows(records: pa.Table, manifest: Manifest) -> NDArray[np.bool_]:
-    """Which records can be of this version, N: by the number of logits, and finite values."""
+    """Which records can be of this version, N: by logits, labels, and finite values."""
     lengths = pyarrow.compute.list_value_length(records["logits"]).to_numpy()
     fitting = np.asarray(lengths == len(manifest.classes))
     for name in ("brightness", "contrast", "sharpness", "confidence", "outlier_score"):
@@ -49,6 +49,18 @@ def fitting_rows(records: pa.Table, manifest: Manifest) -> NDArray[np.bool_]:
     if fitting.any():
         logits = logits_of(records.filter(pa.array(fitting)))
         fitting[fitting] = np.isfinite(logits).all(axis=1)
+    return fitting & _labels_fit(records["labels"].combine_chunks(), manifest.classes)
+
+
+def _labels_fit(labels: pa.ListArray, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether all labels of a record are classes, and no more than there are of them."""
+    counts = pyarrow.compute.list_value_length(labels).to_numpy()
+    known = pyarrow.compute.is_in(labels.flatten(), value_set=pa.array(classes, pa.string()))
+    foreign = labels.flatten().filter(pyarrow.compute.invert(known))
+    fitting = np.asarray(counts <= len(classes))
+    if len(foreign):
+        rows = pyarrow.compute.list_parent_indices(labels).filter(pyarrow.compute.invert(known))
+        fitting[rows.to_numpy()] = False
     return fitting
 
 

@@ -269,8 +269,8 @@ class Watch:
         "back": the images since the drift leave the bags, and some from before the alarm, which it
         took to show. "keep" leaves them in, where nothing was wrong with them. "new normal": they
         alone stay. `number` is that of the reset in the audit; images up to its time `seconds` that
-        come later are no evidence. The same is done with the labels; but a new normal is of what
-        drifted: labels stay held to what they were where the images alone have changed.
+        come later are no evidence. The same is done with the labels; but only what drifted, images
+        or labels, is held to something else than before.
         """
         self.resets_seen, self._reset_seconds = number, seconds
         images, labels = self._drifted() if way == "back" else (None, None)
@@ -287,16 +287,14 @@ class Watch:
         self._now = (-1, {})
 
     def _drifted(self) -> tuple[int | None, int | None]:
-        """How many of the last images, and labelled images, may be of the drift."""
-        drifts = [its for its in (self.drift, self.labelled.drift) if its is not None]
-        if not drifts:
-            return None, None
-        images = min(its.after_images for its in drifts)
-        labels = min(its.labelled_images or 0 for its in drifts)
-        return (
-            self.evidence.images - images + BEFORE_ALARM_IMAGES,
-            self.labelled.evidence.images - labels + BEFORE_ALARM_LABELS,
-        )
+        """How many of the last images, and labelled images, may be of a drift of theirs."""
+        images = labels = None
+        if self.drift is not None:
+            images = self.evidence.images - self.drift.after_images + BEFORE_ALARM_IMAGES
+        if self.labelled.drift is not None:
+            since = self.labelled.evidence.images - (self.labelled.drift.labelled_images or 0)
+            labels = since + BEFORE_ALARM_LABELS
+        return images, labels
 
     def explain(self) -> dict[str, Any]:
         """What is different in the last sampled images; renewed after every few of them."""

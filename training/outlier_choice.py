@@ -110,7 +110,8 @@ def choose_outlier_model(
     Of those that are level with the best the first is kept, in the order of detectors, then of
     embeddings: a smaller gain is luck, and the first ones fail on fewer networks. `never_learned`:
     AUROC on classes that a second network was not trained on, by embedding and detector, where
-    there was one; of the penultimate one also by baseline. Raises ValueError for fewer than 2 * NEIGHBOURS rows.
+    there was one; of the penultimate one also by baseline. Raises ValueError for fewer than 2 *
+    NEIGHBOURS rows.
     """
     detectors = detectors_for(fit.targets)
     tried: list[tuple[Candidate, OutlierModel]] = []

@@ -233,6 +233,24 @@ def test_labels_that_come_in_runs_bring_no_alarm_but_no_promise(watch, store, dr
     assert its.labelled.promise.holds is False
 
 
+def test_a_reset_after_an_alarm_of_images_leaves_the_labels_what_they_are_held_to(
+    watch, store, draw, say
+):
+    its = watch()
+    clean, dark = draw(its.manifest.tag, 300, 1), draw(its.manifest.tag, 300, 2, darker=0.3)
+    its.take(to_table(clean))
+    say(clean, truth_of(clean, 0.1))
+    join_all(its, store)
+    (alarm,) = its.take(to_table(dark))
+    its.reset(1, datetime.fromisoformat(alarm.time).timestamp() - 1e9)
+    assert sum(its.labelled.evidence.held(LABELLED_MISTAKES)) == 300
+    later = draw(its.manifest.tag, 200, 3)
+    its.take(to_table(later))
+    say(later, truth_of(later, 0.9))
+    (found,) = join_all(its, store)
+    assert found.is_of_labels
+
+
 def test_images_from_before_a_reset_are_labelled_for_nothing_after_it(watch, store, draw, say):
     its = watch()
     before, after = (draw(its.manifest.tag, 50, seed) for seed in (1, 2))

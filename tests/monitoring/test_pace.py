@@ -30,8 +30,12 @@ def test_a_steady_stream_is_counted_by_the_day(a_minute):
 
 def test_what_has_run_for_less_than_a_day_is_taken_to_go_on():
     assert pace_of(*(10.0 * number for number in range(1_080))).a_day == pytest.approx(8640, 0.01)
-    # A burst at the start is no day's traffic times a hundred.
-    assert pace_of(*(0.1 * number for number in range(600))).a_day == 600 * 24
+    # Never slower than it was: the promise would be told for too many days.
+    assert pace_of(*(0.1 * number for number in range(1_200))).a_day == pytest.approx(864_000, 0.01)
+
+
+def test_less_than_a_minute_says_nothing_of_a_day():
+    assert pace_of(*(0.1 * number for number in range(600))).a_day is None
 
 
 def test_the_day_before_yesterday_is_forgotten():

@@ -27,6 +27,7 @@ from model.store import ModelStore
 from monitoring import labels as labels_module
 from monitoring import retrain as retraining
 from monitoring import retraining_lock
+from monitoring.alarm import LABELLED_MISTAKES
 from monitoring.image_store import FOLDERS
 from monitoring.labels import BEGINNING, LabelCounter, forget_unjoined, labelled_images
 from monitoring.launcher import Launcher, in_words
@@ -209,6 +210,22 @@ def test_after_an_alarm_only_what_came_since_counts_as_enough(
     production(tag, 1, seed=3)
     found = retrain(settings, "a test")
     assert found.production_images == 2  # a fifth of the ten, though sixty are learned from
+
+
+def test_an_alarm_of_labels_does_not_leave_out_the_images_that_raised_it(
+    store, settings, watched, production
+):
+    """Its time is when a label came; their images were predicted before."""
+    tag = watched()
+    images = production(tag, 12, seed=1)
+    late = images[-1].time + timedelta(hours=1)
+    with write_transaction(store.state) as connection:
+        connection.execute(
+            alarms.insert().values(
+                model=tag, time=late.isoformat(), stream=LABELLED_MISTAKES, after_images=7
+            )
+        )
+    assert len(new_labels(settings, store, store.load(store.find(tag)).manifest).recent) == 12
 
 
 def test_labels_that_cannot_be_used_are_left_out_by_reason(store, settings, watched, production):
