@@ -4,6 +4,7 @@
     .venv/bin/python bench/decisions.py none               foreign images, and classes left out
     .venv/bin/python bench/decisions.py thresholds         beside 0.5 and fastai's sweep
     .venv/bin/python bench/decisions.py class_thresholds   what the gate for them lets through
+    .venv/bin/python bench/decisions.py calibration        ECE and realised coverage, 20 deals
 
 `PART --help` names its options. Test images are never used for a choice. Figures, machine and
 spread: docs/decisions.md.
@@ -15,7 +16,7 @@ import argparse
 import importlib
 import sys
 
-PARTS = ("engines", "none", "thresholds", "class_thresholds")
+PARTS = ("engines", "none", "thresholds", "class_thresholds", "calibration")
 
 
 def main() -> None:

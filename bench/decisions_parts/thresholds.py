@@ -13,8 +13,7 @@ Re-splits: the rows of the first seed that were not fitted on are dealt anew 20 
 and tuned on one half, and the difference of macro F1 on the other half is what tuning flatters by.
 
 Ends with 1 where tuned thresholds are not better than both others in the mean, worse than 0.5 in
-any seed by more than the spread over seeds, or flattered by more than 2 points, and on the emoji
-where ECE is not halved.
+any seed by more than the spread over seeds, flattered by more than 2 points, or ECE is not halved.
 """
 
 from __future__ import annotations
