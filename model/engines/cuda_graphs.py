@@ -110,7 +110,10 @@ class GraphRecorder:
             graph.replay()
             self._stream.synchronize()
         except RuntimeError as error:  # torch.AcceleratorError and torch.OutOfMemoryError are such
-            if (shortage := _out_of_memory(error)) is not None:
+            shortage = _out_of_memory(error)
+            if shortage is error:
+                raise
+            if shortage is not None:
                 raise shortage from error
             raise NotCapturedError(str(error).partition("\n")[0]) from error
         return Recording(graph.replay, logits, embedding)

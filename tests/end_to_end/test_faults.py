@@ -95,7 +95,7 @@ def are_ready(server, count: int) -> bool:
 def test_workers_that_are_killed_under_load_lose_what_they_held_and_nothing_else(
     home, serving, image
 ):
-    """Full pace again within 10 seconds, each of three times."""
+    """Every 20 seconds; full pace again within 10, each of three times."""
     clients, choose = 4, random.Random(0)
     with serving(home, workers="2") as server:
         wait_until(lambda: are_ready(server, 2))
@@ -107,7 +107,8 @@ def test_workers_that_are_killed_under_load_lose_what_they_held_and_nothing_else
                 time.sleep(10)
                 now = time.monotonic()
                 wait_until(lambda: are_ready(server, 2), seconds=1)
-                assert seen.pace(now - 2, now) > before / 2
+                assert seen.pace(now - 3, now) > 0.8 * before  # it wanders by a tenth
+                time.sleep(10)
     assert seen.wrong == []
     # A killed worker loses what it holds; connections that it had accepted go with it.
     assert len(seen.lost) <= 3 * clients

@@ -132,13 +132,18 @@ def test_a_champion_that_does_not_verify_leaves_the_old_one_answering(
         assert "network.bin is corrupt" in server.log.read_text()
 
 
-def test_feedback_is_turned_away_while_the_state_database_is_locked(home, serving):
+def test_feedback_is_turned_away_while_the_state_database_is_locked_and_predictions_go_on(
+    home, serving, image
+):
     said = {"id": "01900000-0000-7000-8000-000000000001", "labels": ["ankle boot"]}
     with serving(home) as server, closing(sqlite3.connect(home / "state.sqlite")) as state:
         state.execute("begin immediate")
         refused = httpx.post(f"{server.url}/v1/feedback", json=said, timeout=30)
+        predicted = httpx.post(f"{server.url}/v1/predict", content=image)
+        lost = metric(server.url, 'plumbline_shed_requests_total{reason="state_database"}')
         state.rollback()
         taken = httpx.post(f"{server.url}/v1/feedback", json=said, timeout=30)
+    assert (predicted.status_code, lost) == (200, 1)
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "unavailable"
     assert refused.headers["retry-after"] == "5"
