@@ -168,6 +168,7 @@ def test_behind_two_instances_no_request_fails_when_one_is_told_to_end(home, ser
 
 
 @pytest.mark.parametrize("fault", ["gone", "broken"])
+@pytest.mark.slow
 def test_predictions_go_on_without_the_state_database(fault, home, serving, image):
     state = home / "state.sqlite"
     with serving(home) as server:
@@ -261,6 +262,7 @@ def test_a_length_that_lies_is_refused_or_given_up(home, serving):
     assert b" 400 " in both.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_many_slow_senders_do_not_keep_others_waiting(home, serving, image):
     with serving(home, body_timeout_seconds="2") as server:
         host, port = server.url.removeprefix("http://").split(":")

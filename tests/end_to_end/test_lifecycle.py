@@ -191,6 +191,7 @@ def test_ending_the_server_finishes_what_is_in_flight_and_refuses_what_comes(hom
             httpx.get(f"{server.url}/livez")
 
 
+@pytest.mark.slow
 def test_in_the_grace_before_the_end_it_answers_and_says_that_it_is_not_ready(home, serving, image):
     with serving(home, drain_grace_seconds="8", workers="2") as server:
         wait_until(lambda: metric(server.url, "plumbline_workers_ready") == 2)
@@ -205,6 +206,7 @@ def test_in_the_grace_before_the_end_it_answers_and_says_that_it_is_not_ready(ho
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_it_ends_within_its_limit_and_answers_what_it_gives_up(home, serving, image):
     with serving(home, stop_seconds="1", body_timeout_seconds="120") as server:
         hanging = HalfSent(server, image)
@@ -213,6 +215,7 @@ def test_it_ends_within_its_limit_and_answers_what_it_gives_up(home, serving, im
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_two_workers_tell_their_metrics_together(trained, home, serving, image):
     asked = 40
     with serving(home, workers="2") as server:
@@ -234,6 +237,7 @@ def test_two_workers_tell_their_metrics_together(trained, home, serving, image):
         assert {int(line.split('pid="')[1].split('"')[0]) for line in started} == pids
 
 
+@pytest.mark.slow
 def test_unknown_paths_do_not_make_one_series_more(home, serving):
     def series(client: httpx.Client) -> list[str]:
         lines = client.get("/metrics").text.splitlines()
@@ -289,6 +293,7 @@ def answers(url: str, image: bytes) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_killed_worker_comes_back_and_is_counted_once(trained, home, serving, image):
     serves = f'plumbline_model_info{{model="{trained.tag}"}}'
     with serving(home) as server:

@@ -467,6 +467,7 @@ def test_a_full_queue_sheds_load_with_retry_after(trained, serving, garment_imag
         assert ask(server, image).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_slow_body_is_given_up(trained, serving):
     def trickle():
         yield b"\xff\xd8"

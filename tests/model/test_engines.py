@@ -200,6 +200,7 @@ assert sys.modules["openvino_telemetry"] is None
 """
 
 
+@pytest.mark.slow
 def test_openvino_and_nncf_do_not_phone_home(bundle, tmp_path):
     """They would write an identifier into the home folder first."""
     directory, home = tmp_path / "bundle", tmp_path / "home"

@@ -89,6 +89,7 @@ def test_predict_writes_json_lines_and_tells_of_bad_files(
     assert rows[3]["error"]["code"] == "undecodable"
 
 
+@pytest.mark.slow
 def test_bulk_predictions_here_and_by_the_service_agree_and_go_on(
     trained, server, pictures, tmp_path, run_plumbline
 ):
@@ -218,6 +219,7 @@ class TestBadTrainingInput:
         assert "error: unknown architecture 'resnet19'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_leaves_no_version(few_garments, tmp_path):
     """A real write failure: the process may write no file larger than 200 kB."""
     import os

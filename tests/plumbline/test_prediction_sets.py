@@ -105,6 +105,7 @@ def test_a_coverage_that_cannot_be_promised_is_refused_by_every_command(
         assert f"calibration images with a label; at most {highest} can" in done.stderr
 
 
+@pytest.mark.slow
 def test_evaluate_measures_the_sets_as_training_did(trained, run_plumbline):
     asked = ("evaluate", trained.tag, "--data", trained.data, "--coverage", "0.9")
     found = json.loads(run_plumbline(*asked, "--json", home=trained.path).stdout)

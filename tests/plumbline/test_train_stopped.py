@@ -21,6 +21,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_training_that_is_terminated_leaves_no_half_version(tmp_path, monkeypatch):
     monkeypatch.setenv("PLUMBLINE_HOME", str(tmp_path))
     train = ("train", "--data", "fashion-mnist", "--name", "shapes")

@@ -16,6 +16,7 @@ from PIL import Image
 QUICK = ("--architecture", "small-resnet", "--batch-size", "128")
 
 
+@pytest.mark.slow
 def test_lr_find_suggests_rates_and_draws_them(run_plumbline, few_garments, tmp_path):
     picture = tmp_path / "rates.svg"
     done = run_plumbline(

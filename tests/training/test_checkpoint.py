@@ -89,6 +89,7 @@ def test_a_resumed_training_gives_the_losses_and_weights_of_an_uninterrupted_one
         assert tensor.equal(resumed.network.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_training_killed_by_the_system_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     program = (

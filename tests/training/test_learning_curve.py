@@ -54,6 +54,7 @@ def test_a_gain_within_chance_is_too_close_to_call() -> None:
     assert "too close to call" in curve.sentence
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_each_share_and_draws(
     few_garments: Path, tmp_path: Path, run_plumbline: Callable[..., Any]
 ) -> None:

@@ -220,16 +220,26 @@ def test_prediction_sets_show_what_was_asked_and_what_was_realised() -> None:
 
 def test_what_the_outlier_score_could_have_read_is_shown_best_first() -> None:
     candidates = [
-        {"name": "KNN", "auroc": {"noise": 0.71}, "mean": 0.71, "is_chosen": False},
+        {
+            "name": "KNN",
+            "auroc": {"noise": 0.71},
+            "mean": 0.71,
+            "is_chosen": False,
+            "is_baseline": True,
+        },
         {
             "name": "ViM",
             "auroc": {"noise": 0.93, "left out": 0.65},
             "mean": 0.79,
             "is_chosen": True,
+            "is_baseline": False,
         },
     ]
     words = Page(render(bare(outlier={"candidates": candidates}))).words
-    assert "read by noise left out mean ViM ✓ chosen 0.930 0.650 0.790 KNN 0.710 – 0.710" in words
+    assert (
+        "read by noise left out mean ViM ✓ chosen 0.930 0.650 0.790 KNN (beside it) 0.710 – 0.710"
+        in words
+    )
 
 
 def test_a_report_with_nothing_but_a_name_is_still_a_page() -> None:
