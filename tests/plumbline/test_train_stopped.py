@@ -8,6 +8,8 @@ import sys
 
 STOPPED_WHILE_WRITING = """
 import os, signal
+import pytest
+
 from plumbline.cli import main
 from training import recipe
 
