@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 
-STOPPED_WHILE_WRITING = """
-import os, signal
 import pytest
 
+STOPPED_WHILE_WRITING = """
+import os, signal
 from plumbline.cli import main
 from training import recipe
 
