@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 
 from model.bundle import Manifest
 from monitoring.feedback_accuracy import DAYS, Joined, accuracy_by_feedback, nothing_said
-from monitoring.labels import Said, fault, said_of_ids
+from monitoring.labels import Said, fault, said_of_ids, short_ids
 from monitoring.record_reader import RecordReader
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import accepted_labels
@@ -132,7 +132,7 @@ class _Kept:
         def kept(known: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
             return np.concatenate([known, new])[-IMAGES_KEPT:]
 
-        self._ids = kept(self._ids, _short(records["id"].to_pylist()))
+        self._ids = kept(self._ids, short_ids(records["id"].to_pylist()))
         given = np.packbits(accepted_labels(records, classes), axis=1)
         self._given = kept(self._given, given)
         self._confidence = kept(self._confidence, records["confidence"].to_numpy())
@@ -142,7 +142,7 @@ class _Kept:
         """Where each is, -1 for those that are not there."""
         if not len(self._ids):
             return np.full(len(ids), -1, np.int64)
-        wanted = _short(ids)
+        wanted = short_ids(ids)
         order = np.argsort(self._ids, kind="stable")
         at = np.searchsorted(self._ids, wanted, sorter=order).clip(max=len(order) - 1)
         return np.where(self._ids[order[at]] == wanted, order[at], -1)
@@ -164,8 +164,3 @@ class _Kept:
             true,
             clients,
         )
-
-
-def _short(ids: Sequence[str]) -> NDArray[np.int64]:
-    """Eight bytes of each id; see `monitoring.labels`."""
-    return np.array([hash(its) for its in ids], np.int64)

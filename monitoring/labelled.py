@@ -21,7 +21,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -270,8 +270,7 @@ class LabelledMistakes:
         )
         with state.connect() as connection:
             rows = connection.execute(query).all()
-        # SQLite keeps times in UTC but forgets that they are.
-        new = [_Said(time.replace(tzinfo=time.tzinfo or UTC), *rest) for time, *rest in rows]
+        new = [_Said(*row) for row in rows]
         if new:
             self._read_to = new[-1]
         return new

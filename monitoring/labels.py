@@ -237,7 +237,7 @@ class LabelCounter:
 
     def _looks_of(self, ids: Sequence[str]) -> list[int | None]:
         """Of each id that a record was read of; None of others."""
-        wanted = _short(ids)
+        wanted = short_ids(ids)
         places = np.flatnonzero(np.isin(self._predicted, wanted))
         known = dict(
             zip(self._predicted[places].tolist(), self._looks[places].tolist(), strict=True)
@@ -250,7 +250,7 @@ class LabelCounter:
             records["time"], pa.scalar(self._since, records["time"].type)
         )
         new = records.filter(is_after)
-        ids = _short(new["id"].to_pylist())
+        ids = short_ids(new["id"].to_pylist())
         self._predicted = np.concatenate([self._predicted, ids])[-_IDS_KEPT:]
         looks = np.array(_looks(new), np.int64)
         self._looks = np.concatenate([self._looks, looks])[-_IDS_KEPT:]
@@ -336,9 +336,7 @@ def _said(state: Engine, wanted: Sequence[ColumnElement[bool]]) -> dict[str, Sai
             clients = set()
             for _, labels, received_at, client in same:
                 answer = tuple(json.loads(labels))
-                # SQLite keeps times in UTC but forgets that they are.
-                time = received_at.replace(tzinfo=UTC)
-                answers[answer] = max(answers.get(answer, BEGINNING), time)
+                answers[answer] = max(answers.get(answer, BEGINNING), received_at)
                 clients.add(client)
             said[prediction_id] = Said(answers, frozenset(clients))
     return said
@@ -407,6 +405,6 @@ def _day(prediction_id: str) -> date | None:
         return date.max
 
 
-def _short(ids: Collection[str]) -> NDArray[np.int64]:
+def short_ids(ids: Collection[str]) -> NDArray[np.int64]:
     """Eight bytes for each id; two of a million are equal once in tens of millions of times."""
     return np.array([hash(its) for its in ids], np.int64)

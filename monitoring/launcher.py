@@ -105,7 +105,7 @@ class Launcher:
             return "the last one failed; trying again later"
         if last is not None:
             cooldown = timedelta(seconds=self._settings.retrain_cooldown_seconds)
-            until = last.started_at.replace(tzinfo=UTC) + cooldown
+            until = last.started_at + cooldown
             if datetime.now(UTC) < until:
                 return f"cooling down until {until:%H:%M:%S} UTC"
         if watch.class_mix_change()["recognised"]:

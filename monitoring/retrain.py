@@ -164,7 +164,7 @@ def new_labels(
 def learned_until(state: Engine, model: str) -> datetime | None:
     """Up to when labels were received that the last challenger learned from."""
     used = last_retraining(state, model, outcome="challenger")
-    return None if used is None else used.started_at.replace(tzinfo=UTC)
+    return None if used is None else used.started_at
 
 
 def _last_alarm(state: Engine, tag: str) -> datetime | None:

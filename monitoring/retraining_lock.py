@@ -174,7 +174,7 @@ def _last_beat(row: Row[Any]) -> datetime:
     detail = json.loads(row.detail) if row.detail else {}
     if "alive_at" in detail:
         return datetime.fromisoformat(detail["alive_at"])
-    started: datetime = row.started_at.replace(tzinfo=UTC)
+    started: datetime = row.started_at
     return started
 
 
