@@ -149,7 +149,7 @@ class LabelledMistakes:
             return None
         if self.promise.holds:
             self.promise.renew()
-        if not self.promise.holds:
+        if not self.promise.allows_alarm():
             return None
         self.evidence.note_drift()
         self.drift = Alarm(

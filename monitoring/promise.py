@@ -14,11 +14,12 @@ from monitoring.sampling import Dependence, FloatArray, Repeats, Sampler
 
 DEPENDENCE_IMAGES = 400
 LEAST_DEPENDENCE_IMAGES = 60  # fewer say nothing of dependence, so no alarm is raised on them
-# Correlation of neighbours, in standard errors of one estimate, past which nothing is promised. It
-# is the largest over streams and distances: one in a thousand of independent images reaches it.
-# The promise comes back at three quarters of it, which nine in ten of them keep under.
-DEPENDENCE_ERRORS = 3.6
-DEPENDENCE_ERRORS_TO_RETURN = 2.7
+# Correlation of neighbours past which nothing is promised, beside three standard errors of its
+# estimate; the promise comes back under half of it.
+DEPENDENCE_LIMIT = 0.15
+# In standard errors, past which no alarm is raised either. It is the largest over streams and
+# distances: independent images reach it in a look or two of a hundred, too many for the promise.
+DEPENDENCE_ERRORS_AT_ALARM = 3.6
 FAR_DEPENDENCE_LIMIT = 0.15  # beside what chance does, which is taken off already
 REPEATS_BACK = 1_000  # sampled images that an answer is compared with
 # Share of them answered as another past which nothing is promised; it comes back under half of it.
@@ -51,6 +52,13 @@ class Promise:
         why = self.why_not
         self.holds = why is None
         return why
+
+    def allows_alarm(self) -> bool:
+        """Whether an alarm may be raised, by a stricter limit; if not, the promise is withdrawn."""
+        near, images = self.dependence.correlation, self.dependence.images
+        limit = DEPENDENCE_ERRORS_AT_ALARM / math.sqrt(max(1, images))
+        self.holds = self.holds and (near is None or near <= limit)
+        return self.holds
 
     @property
     def has_too_few(self) -> bool:
@@ -103,7 +111,6 @@ def why_dependent(dependence: Dependence, strictness: float = 1.0) -> str | None
     if far is not None and far > FAR_DEPENDENCE_LIMIT * strictness:
         return f"images depend on others further away (correlation {far:.2f})"
     near, images = dependence.correlation, dependence.images
-    errors = DEPENDENCE_ERRORS if strictness == 1 else DEPENDENCE_ERRORS_TO_RETURN
-    if near is not None and near > errors / math.sqrt(images):
+    if near is not None and near > (DEPENDENCE_LIMIT + 3 / math.sqrt(images)) * strictness:
         return f"neighbouring images depend on each other (correlation {near:.2f})"
     return None

@@ -448,7 +448,7 @@ class Watch:
             return []
         if self.promise.holds:  # if not, it is renewed after every block of images
             self._renew_promise()
-        if not self.promise.holds:
+        if not self.promise.allows_alarm():
             return []
         time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
         self.drift = Alarm(
