@@ -100,7 +100,7 @@ def test_multi_label_csv_gives_a_registered_version_with_platt_and_one_threshold
     assert manifest.outlier.smallest_alpha < 0.01
     assert any("went from fit to calibration" in note for note in manifest.data.notes)
     assert said[-1] == manifest.outlier.statement
-    assert read_records(bundle.path(REFERENCE)).num_rows == 120
+    assert read_records(str(bundle.path(REFERENCE))).num_rows == 120
     assert true_targets(bundle).shape[0] == 120
 
 
