@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +62,36 @@ def _streams(decider: Decider, outputs: Outputs, images: Pixels) -> dict[str, ND
 
 def write_reference(path: Path, manifest: Manifest, trained: Trained, findings: Findings) -> None:
     """The records of the calibration split, as the service would have written them."""
-    decider, outputs = findings.decider, findings.outputs.calibration
+    records = prepared_records(
+        findings.decider,
+        findings.outputs.calibration,
+        trained.calibration.images,
+        model=manifest.tag,
+        time=manifest.created,
+        client="calibration",
+    )
+    write_records(path, records)
+
+
+def prepared_records(
+    decider: Decider, outputs: Outputs, images: Pixels, *, model: str, time: datetime, client: str
+) -> list[Record]:
+    """Records of prepared images, uint8 N x H x W x 3, by their outputs; `model` is a tag."""
     chances = decider.probabilities(outputs)
     scores, components = decider.outlier.score(outputs.embedding, outputs.logits)
     p_values = decider.outlier.p_value(scores)
     labels = decide(chances, decider.thresholds, decider.classes, decider.task)
     sure = confidence(chances, decider.task)
     records = []
-    for row, image in enumerate(each_row(trained.calibration.images)):
+    for row, image in enumerate(each_row(images)):
         seen: ImageProperties = properties(image)
         records.append(
             Record(
                 id=str(uuid_utils.uuid7()),
-                time=manifest.created,
-                model=manifest.tag,
+                time=time,
+                model=model,
                 stage="registered",
-                client="calibration",
+                client=client,
                 image_sha256=hashlib.sha256(image.tobytes()).hexdigest(),
                 perceptual_hash=seen.perceptual_hash,
                 bytes=image.nbytes,
@@ -95,4 +110,4 @@ def write_reference(path: Path, manifest: Manifest, trained: Trained, findings: 
                 components=components[row],
             )
         )
-    write_records(path, records)
+    return records
