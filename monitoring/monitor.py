@@ -187,12 +187,12 @@ class Monitor:
                 {"time": its.time, "stream": its.stream, "after_images": its.after_images}
                 for its in watch.alarms
             ],
-            "flagged_share": watch.flagged_share(),
+            "flagged_share": watch.last.flagged_share(),
             "repeated_share": watch.sampler.repeated_share,
             "repeated_answers_share": watch.promise.repeats.share,
             "dependence": watch.promise.dependence.correlation,
             "calibration_images": watch.calibration_images,
-            "class_mix": watch.class_mix(),
+            "class_mix": watch.last.class_mix(),
             "accuracy_estimate": watch.accuracy_estimate(),
             "model": watch.manifest.tag,
         }

@@ -1,10 +1,9 @@
-"""What the monitor knows of one model version: evidence, alarm, and the last images' figures."""
+"""What the monitor knows of one model version: evidence, promise, alarm, reset."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,39 +11,24 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from sqlalchemy import Engine
 
-from model.bundle import REFERENCE, Bundle
-from model.decision import probabilities
-from monitoring.accuracy import (
-    AtcReference,
-    atc,
-    atc_interval,
-    cbpe,
-    cbpe_interval,
-    expected_labels,
-    why_invalid,
-)
+from model.bundle import Bundle
 from monitoring.alarm import Alarm
-from monitoring.class_mix import ClassMix, sample_of
+from monitoring.class_mix import ClassMix
 from monitoring.evidence import STREAMS, Evidence
 from monitoring.labelled import BEFORE_ALARM_LABELS, LabelledMistakes
+from monitoring.last_images import LastImages
 from monitoring.pace import Pace, in_days
 from monitoring.predictions import Predictions
 from monitoring.prior_shift import untold
 from monitoring.promise import LEAST_DEPENDENCE_IMAGES, Promise
-from monitoring.reasons import MEASURED, Calibration, Reasons
-from monitoring.records import read_records
-from monitoring.reference_accuracy import atc_reference
 from monitoring.rows import COMPARED, Rows, rows_of
 from monitoring.sampling import BLOCK, Arrival, Sampler
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import (
-    accepted_labels,
     components_of,
     edges_of,
-    logits_of,
     mistakes_of,
     reference_of,
     reference_records,
@@ -57,11 +41,9 @@ log = logging.getLogger("plumbline.monitor")
 State = Literal["ok", "drift", "cannot promise", "waiting"]
 ResetWay = Literal["back", "keep", "new normal"]
 
-WINDOW_IMAGES = 1_000  # that shares and accuracy estimates are taken over
 HISTORY_POINTS = 400
 FEW_CALIBRATION_IMAGES = 500
 BEFORE_ALARM_IMAGES = 1_000  # sampled, that may belong to a drift before it shows
-FLAGGED_KEPT = 12
 EXPLAINED_EVERY_IMAGES = 50  # sampled
 
 
@@ -88,7 +70,6 @@ class Watch:
         self.labelled = LabelledMistakes(self.manifest, settings, mistakes, seed=seed + 1)
         self.pace = Pace()
         self.line = self.evidence.alarm_line(settings.false_alarm_images)
-        self._atc_reference: AtcReference | None = atc_reference(bundle)
         self.images_served = 0
         self.images_sampled = 0
         self.last_image_seconds: float | None = None  # Unix time
@@ -97,19 +78,13 @@ class Watch:
         self.is_new_normal = False  # whether the bags were begun anew from production
         self.resets_seen = 0  # number of the last one in the audit
         self._reset_seconds = -math.inf  # Unix time of it
-        self.flags: deque[bool] = deque(maxlen=WINDOW_IMAGES)
-        # Per image: what `expected_labels` gives.
-        self.expected: deque[tuple[float, ...]] = deque(maxlen=WINDOW_IMAGES)
-        self.confidences: deque[float] = deque(maxlen=WINDOW_IMAGES)
-        self.labels: deque[list[str]] = deque(maxlen=WINDOW_IMAGES)
-        self.last_flagged: deque[dict[str, Any]] = deque(maxlen=FLAGGED_KEPT)
+        self.last = LastImages(bundle, self.alpha, self.calibration_images)
         # Points (sampled images in all, log10 evidence per stream), ever further apart.
         self.history: list[tuple[int, list[float | None]]] = []
         self._history_step = 1
         # The last sampled images; not kept over a restart, since they only explain.
         self.window = Window(COMPARED)
         self._comparison: Comparison | None = None  # made when first needed
-        self._reasons: Reasons | None = None  # so too
         self._class_mix = ClassMix(bundle, self.alpha)
         self._now: tuple[int, dict[str, Any]] = (-1, {})  # sampled images when it was made
         self.explained: dict[str, Any] | None = None  # what had changed at the alarm
@@ -138,7 +113,9 @@ class Watch:
             self.images_served += end - start
             self.last_image_seconds = rows.arrivals[end - 1].seconds
             start = end
-        self._note(records, rows, sampled_before + np.searchsorted(sampled, np.arange(len(rows))))
+        before = sampled_before + np.searchsorted(sampled, np.arange(len(rows)))
+        images = self.last.add(records, rows)
+        self._class_mix.add(images, before[len(rows) - len(images) :].tolist())
         if self._predictions is not None:
             self._predictions.add(self.manifest.tag, rows.predictions(sampled))
         return alarms
@@ -221,7 +198,7 @@ class Watch:
             case "drift":
                 assert self.drift is not None
                 of_labels = "" if self.labelled.drift is None else labels
-                return f"{self.drift.sentence} {self.promised_in_days}{of_labels}"
+                return f"{self.drift.sentence} {self.promised_in_days}".rstrip() + of_labels
             case "waiting":
                 return "Waiting: no images have been recorded for this version yet."
             case "cannot promise":
@@ -321,36 +298,10 @@ class Watch:
             return untold(len(self.window), f"The class mix cannot be told: {why}.")
         return self._class_mix.explain(self.images_sampled - int(self.explain()["images"]))
 
-    def flagged_share(self) -> float | None:
-        """Of the last images; None before there are any."""
-        return sum(self.flags) / len(self.flags) if self.flags else None
-
-    def class_mix(self) -> dict[str, float]:
-        """Share of the last images by label given; several labels count each."""
-        counts = Counter(label for labels in self.labels for label in labels or ["(none)"])
-        return {name: count / len(self.labels) for name, count in counts.most_common()}
-
     def accuracy_estimate(self) -> dict[str, Any]:
-        """`cbpe` and `atc` with 95 % intervals, and whether to believe them, or why not.
-
-        Null where there is no estimate: without images, and ATC for several labels.
-        """
-        expected = np.array(self.expected).reshape(-1, 5)
-        confidences = np.array(self.confidences)
-        # Restored states of before there were intervals hold fewer of what is expected.
-        right, confidences = expected[:, 0], confidences[len(confidences) - len(expected) :]
-        task, reference = self.manifest.task, self._atc_reference
+        """See `LastImages.accuracy_estimate`."""
         alarm = self.drift or self.labelled.drift
-        drift = None if alarm is None else alarm.stream
-        why = why_invalid(sum(self.flags), len(self.flags), self.alpha, drift)
-        return {
-            "cbpe": cbpe(expected, task),
-            "atc": None if reference is None else atc(confidences, reference.at_value),
-            "valid": why is None,
-            "cbpe_interval": cbpe_interval(expected, task, self.calibration_images),
-            "atc_interval": reference and atc_interval(confidences, reference, right),
-            "why_invalid": why,
-        }
+        return self.last.accuracy_estimate(None if alarm is None else alarm.stream)
 
     def to_state(self) -> dict[str, Any]:
         """Everything, as JSON values."""
@@ -369,11 +320,7 @@ class Watch:
             "drift": None if self.drift is None else asdict(self.drift),
             "resets_seen": self.resets_seen,
             "reset_seconds": self._reset_seconds if self.resets_seen else None,
-            "flags": list(map(int, self.flags)),
-            "expected": list(self.expected),
-            "confidences": list(self.confidences),
-            "labels": list(self.labels),
-            "last_flagged": list(self.last_flagged),
+            **self.last.to_state(),
             "history": self.history,
             "history_step": self._history_step,
             "explained": self.explained,
@@ -398,48 +345,10 @@ class Watch:
         self.resets_seen = int(state["resets_seen"])
         if self.resets_seen:
             self._reset_seconds = float(state["reset_seconds"])
-        self.flags.extend(map(bool, state["flags"]))
-        # States of before there were intervals hold three figures of each image.
-        self.expected.extend(tuple(its) for its in state["expected"] if len(its) == 5)
-        self.confidences.extend(state["confidences"])
-        self.labels.extend(state["labels"])
-        self.last_flagged.extend(state["last_flagged"])
+        self.last.restore(state)
         self.history = [(int(images), list(values)) for images, values in state["history"]]
         self._history_step = int(state["history_step"])
         self.explained = state.get("explained")  # states of before have none
-
-    def _note(self, records: pa.Table, rows: Rows, sampled_before: NDArray[np.int64]) -> None:
-        """Keep what the page and the accuracy estimates show of the last images.
-
-        `sampled_before`: how many images had been sampled before each row.
-        """
-        flags = rows.flagged
-        self.flags.extend(flags)
-        last = slice(max(0, len(records) - WINDOW_IMAGES), None)
-        manifest, recent = self.manifest, records.slice(last.start)
-        streams = dict(zip(STREAMS, rows.values[last].T, strict=True))
-        chances = probabilities(logits_of(recent), manifest.calibration, manifest.task)
-        given = accepted_labels(recent, manifest.classes)
-        self.expected.extend(map(tuple, expected_labels(chances, given).tolist()))
-        self.confidences.extend(streams["confidence"].tolist())
-        self.labels.extend(rows.labels[last])
-        images = sample_of(
-            streams, rows.components[last], chances, given, np.array(flags[last], bool)
-        )
-        self._class_mix.add(images, sampled_before[last].tolist())
-        for row in np.flatnonzero(flags)[-FLAGGED_KEPT:].tolist():
-            one = records.slice(row, 1).to_pylist()[0]
-            if self._reasons is None:
-                self._reasons = _reasons(self.bundle)
-            self.last_flagged.append(
-                {
-                    "id": one["id"],
-                    "time": one["time"].isoformat(),
-                    "labels": one["labels"],
-                    "outlier_score": one["outlier_score"],
-                    "reasons": self._reasons.of(one),
-                }
-            )
 
     def _judge(self, seconds: float) -> list[Alarm]:
         """Raise an alarm where the evidence reaches the line and there is a promise to keep."""
@@ -504,16 +413,6 @@ def _comparison(bundle: Bundle, settings: MonitoringSettings, alpha: float) -> C
         seed=int(bundle.manifest_sha256[:8], 16),
         labels=records["labels"].to_pylist(),
     )
-
-
-def _reasons(bundle: Bundle) -> Reasons:
-    records = read_records(str(bundle.path(REFERENCE)))
-    calibration = Calibration(
-        measured={name: np.asarray(records[name].to_numpy(), np.float64) for name in MEASURED},
-        components=components_of(records),
-        labels=records["labels"].to_pylist(),
-    )
-    return Reasons(calibration, input_pixels=bundle.manifest.input.size, seed=0)
 
 
 def _new_sampler(settings: MonitoringSettings) -> Sampler:

@@ -27,7 +27,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,7 @@ from PIL import Image, ImageFilter
 
 from model import bundle as bundles
 from model.bundle import TRUTH, Bundle, save_arrays
-from model.decision import confidence, decide, probabilities
-from model.images import properties
+from model.decision import probabilities
 from model.settings import ModelSettings
 from model.store import ModelStore
 from monitoring.accuracy import believable
@@ -48,6 +47,7 @@ from monitoring.settings import MonitoringSettings
 from monitoring.truth import truth_arrays
 from monitoring.watch import Watch
 from training.evaluate import Reopened, reopen, run_engine
+from training.reference import prepared_records
 from training.splits import Split
 
 Pixels = NDArray[np.uint8]
@@ -151,41 +151,22 @@ def answer(opened: Reopened, how: str, seed: int) -> Answered:
     random = np.random.default_rng(seed)
     split = opened.splits[Split.TEST]
     images = np.stack([change(how, image, random) for image in split.images])
-    outputs, decider = run_engine(opened.engine(), images), opened.decider()
-    chances = decider.probabilities(outputs)
-    scores, components = decider.outlier.score(outputs.embedding, outputs.logits)
-    p_values = decider.outlier.p_value(scores)
-    labels = decide(chances, decider.thresholds, decider.classes, decider.task)
-    sure = confidence(chances, decider.task)
-    records = []
-    for row, image in enumerate(images):
-        its = properties(image)
-        records.append(
-            Record(
-                id=str(uuid.UUID(int=row)),
-                time=datetime(2026, 1, 1, tzinfo=UTC),
-                model=opened.manifest.tag,
-                stage="champion",
-                client="bench",
-                image_sha256=f"{how}-{row}",
-                perceptual_hash=its.perceptual_hash,
-                bytes=image.nbytes,
-                width=image.shape[1],
-                height=image.shape[0],
-                format="png",
-                brightness=its.brightness,
-                contrast=its.contrast,
-                sharpness=its.sharpness,
-                logits=outputs.logits[row],
-                labels=labels[row],
-                confidence=float(sure[row]),
-                outlier_score=float(scores[row]),
-                p_value=float(p_values[row]),
-                flagged=bool(p_values[row] <= decider.alpha),
-                components=components[row],
-            )
-        )
-    given = np.array([opened.manifest.classes.index(its[0]) if its else -1 for its in labels])
+    made = prepared_records(
+        opened.decider(),
+        run_engine(opened.engine(), images),
+        images,
+        model=opened.manifest.tag,
+        time=datetime(2026, 1, 1, tzinfo=UTC),
+        client="bench",
+    )
+    # Changed images count as other images, whatever the change left of them.
+    records = [
+        replace(its, id=str(uuid.UUID(int=row)), image_sha256=f"{how}-{row}")
+        for row, its in enumerate(made)
+    ]
+    given = np.array(
+        [opened.manifest.classes.index(its.labels[0]) if its.labels else -1 for its in records]
+    )
     return Answered(records, given == split.targets)
 
 
@@ -227,7 +208,7 @@ def window(
         kind,
         float(right.mean()),
         watch.accuracy_estimate(),
-        believable(sum(watch.flags), len(watch.flags), watch.alpha),
+        believable(sum(watch.last.flags), len(watch.last.flags), watch.alpha),
         change_seen,
         prior_errors(change_seen, dict(zip(watch.manifest.classes, true, strict=True))),
         gain(change_seen["proposal"], records[BEFORE:], targets[rows], watch) - float(right.mean()),

@@ -185,6 +185,12 @@ def test_a_new_normal_holds_images_to_those_since_the_alarm_alone(watch, draw):
     assert back.stream == "brightness"
 
 
+def test_an_alarm_in_the_first_minute_says_nothing_of_days(watch, draw):
+    its = watch()
+    (alarm,) = its.take(to_table(draw(its.manifest.tag, 60, 1, darker=0.3)))
+    assert its.sentence == alarm.sentence
+
+
 def test_a_new_normal_right_after_the_alarm_begins_with_next_to_nothing_and_says_so(watch, draw):
     its = watch()
     tag = its.manifest.tag
