@@ -35,7 +35,9 @@ FloatArray = NDArray[np.float32]
 
 NEIGHBOURS = 10
 BANK_LIMIT = 5_000
-KNN_DIMENSIONS = 256
+USUAL_BANK = 2_500  # more only for so many classes that they would have fewer than NEIGHBOURS each
+SUBSPACE_DIMENSIONS = 256
+KNN_DIMENSIONS = 128  # the first of the subspace
 RECORD_COMPONENTS = 32
 CHUNK_ROWS = 1024  # compared with the whole bank at a time: 20 MB
 KNN_AND_VIM = "KNN + ViM"
@@ -83,10 +85,10 @@ class OutlierModel:
     """A fitted score. All arrays are float32; D is the size of what is read of the embedding.
 
     `center` (D) and `basis` (D x K, orthonormal, by falling variance) span the principal
-    subspace; `bank` (K x B) holds unit embeddings in its coordinates, transposed for the matrix
-    product; `vim_dimensions` of the K count as principal for ViM. `location` and `scale` (4) are
-    median and robust deviation of the PARTS, `weights` (4) how much each counts; older bundles have
-    the first 2 alone. `largest` (1) is 1 where the largest part counts, not the sum. `columns` and
+    subspace; `bank` (at most K x B) holds unit embeddings in its first coordinates, transposed for
+    the matrix product; `vim_dimensions` of the K count as principal for ViM. `location` and `scale`
+    (4) are median and robust deviation of the PARTS, `weights` (4) how much each counts; older
+    bundles have the first 2 alone. `largest` (1) is 1 where the largest part counts, not the sum. `columns` and
     `column_scale` are those of the `EmbeddingChoice`. `calibration` holds the sorted scores of the
     calibration split; it is empty until `calibrated` is called.
     """
@@ -114,15 +116,16 @@ class OutlierModel:
         detector: str = KNN_AND_VIM,
         scaled_on: tuple[FloatArray, FloatArray] | None = None,
         seed: int = 0,
-        bank_limit: int = BANK_LIMIT,
+        bank_limit: int | None = None,
     ) -> Self:
         """Fit on embeddings (N x D) and logits (N x C) of the fit split.
 
         `choice` None reads the whole embedding; `detector` is one of DETECTORS. The bank is a
-        random sample. Location and scale come from `scaled_on`, embeddings and logits of images
-        that neither network nor score was fitted on: a subspace leaves little of its own images
-        outside, and a head is surer of them. Without them, or with too few, they come from the rows
-        outside the bank, or of the bank itself with each row's own entry left out.
+        random sample of `bank_limit` rows, None for `bank_rows`. Location and scale come from
+        `scaled_on`, embeddings and logits of images that neither network nor score was fitted on: a
+        subspace leaves little of its own images outside, and a head is surer of them. Without them,
+        or with too few, they come from the rows outside the bank, or of the bank itself with each
+        row's own entry left out.
         Raises ValueError for fewer than 2 * NEIGHBOURS rows.
         """
         if len(embedding) < 2 * NEIGHBOURS:
@@ -132,6 +135,7 @@ class OutlierModel:
             )
         choice = choice or EmbeddingChoice()
         embedding = choice.of(embedding)
+        bank_limit = bank_limit or bank_rows(logits.shape[1])
         order = np.random.default_rng(seed).permutation(len(embedding))
         in_bank, outside = order[:bank_limit], order[bank_limit : 2 * bank_limit]
         center = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -141,7 +145,7 @@ class OutlierModel:
         unscaled = cls(
             center=center,
             basis=basis,
-            bank=np.ascontiguousarray(bank.T),
+            bank=np.ascontiguousarray(bank.T[:KNN_DIMENSIONS]),
             vim_dimensions=np.array([vim_dimensions], np.int64),
             vim_scale=np.array([abs(vim_scale)], np.float32),
             location=np.zeros(len(PARTS), np.float32),
@@ -240,11 +244,20 @@ class OutlierModel:
         components, unit, residual = _coordinates(
             embedding, self.center, self.basis, int(self.vim_dimensions[0])
         )
-        similarity = unit @ self.bank  # N x B
+        similarity = unit[:, : len(self.bank)] @ self.bank  # N x B
         kth = _kth_largest(similarity, min(NEIGHBOURS + skip, similarity.shape[1]))
         energy = -_log_sum_exp(logits)
         vim = self.vim_scale[0] * residual + energy
         return np.stack([1 - kth, vim, residual, energy], axis=1), components
+
+
+def bank_rows(classes: int) -> int:
+    """How many images the bank holds where there are enough.
+
+    >>> [bank_rows(classes) for classes in (2, 400, 1000)]
+    [2500, 4000, 5000]
+    """
+    return min(BANK_LIMIT, max(USUAL_BANK, NEIGHBOURS * classes))
 
 
 def conformal_p_values(calibration: FloatArray, scores: FloatArray) -> NDArray[np.float64]:
@@ -270,7 +283,7 @@ def _principal_subspace(centred: FloatArray) -> tuple[FloatArray, int]:
     else:
         _, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
     # With fewer rows than dimensions the basis must not span every row, or no residual is left.
-    dimensions = min(KNN_DIMENSIONS, size, max(2, rows // 2))
+    dimensions = min(SUBSPACE_DIMENSIONS, size, max(2, rows // 2))
     basis = vectors[:, ::-1][:, :dimensions].astype(np.float32)
     return np.ascontiguousarray(basis), min(dimensions, max(1, size // 2))
 

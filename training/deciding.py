@@ -120,6 +120,7 @@ def _choose_outlier_model(trained: Trained, outputs: SplitOutputs) -> OutlierCho
         _in_class(trained, outputs),
         outputs.foreign,
         never_learned=None if trained.never_learned is None else trained.never_learned.auroc,
+        is_body_frozen=trained.is_body_frozen,
         seed=trained.seed,
     )
 
@@ -165,7 +166,9 @@ def _choose_none(
     fit = Labelled(outputs.fit, outputs.fit_rows.targets)
     without = [
         _judged_without(left_out, decider.calibration, outlier.chosen.detector)
-        for left_out in leave_classes_out(outlier.model.choice, fit, in_class, seed=trained.seed)
+        for left_out in leave_classes_out(
+            outlier.model.choice, fit, in_class, keep_logit=False, seed=trained.seed
+        )
     ]
     if without:
         best, p_value = (

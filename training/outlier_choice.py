@@ -6,7 +6,11 @@ makes an image foreign often shows early. So several embeddings and detectors ar
 - made foreign images (`self_check.made_foreign_images`), against validation images, and
 - classes left out: the score is fitted anew without the images of one class, whose validation
   images are then to be told from the others. The network has seen them, unless its body is frozen,
-  so this flatters a fine-tuned network; it flatters every embedding of it alike.
+  so this flatters a fine-tuned network. What it learned of the class must not flatter some scores
+  more than others: without the logit of the class, its images have low logits everywhere, as those
+  of a class never learned have not. So a score that reads logits sees that logit, too, and has to
+  find images of which the network is sure; only of a frozen body, where the head alone knows the
+  class, the logit is left out as well.
 
 No foreign image that a report measures takes part in the choice. Scores that are not for
 the choosing (`baseline_detectors`) are measured beside it.
@@ -15,7 +19,7 @@ the choosing (`baseline_detectors`) are measured beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -101,6 +105,7 @@ def choose_outlier_model(
     foreign: Mapping[str, Outputs],
     *,
     never_learned: Mapping[str, Mapping[str, float]] | None = None,
+    is_body_frozen: bool = False,
     seed: int = 0,
 ) -> OutlierChoice:
     """Fit every candidate on the fit split, judge it on validation and foreign images, keep one.
@@ -110,8 +115,8 @@ def choose_outlier_model(
     Of those that are level with the best the first is kept, in the order of detectors, then of
     embeddings: a smaller gain is luck, and the first ones fail on fewer networks. `never_learned`:
     AUROC on classes that a second network was not trained on, by embedding and detector, where
-    there was one; of the penultimate one also by baseline. Raises ValueError for fewer than 2 *
-    NEIGHBOURS rows.
+    there was one; of the penultimate one also by baseline. `is_body_frozen`: only the head was
+    fitted. Raises ValueError for fewer than 2 * NEIGHBOURS rows.
     """
     detectors = detectors_for(fit.targets)
     tried: list[tuple[Candidate, OutlierModel]] = []
@@ -123,7 +128,10 @@ def choose_outlier_model(
             scaled_on=(validation.outputs.embedding, validation.outputs.logits),
             seed=seed,
         )
-        left_out = _auroc_without_classes(choice, fit, validation, detectors, seed)
+        without = leave_classes_out(
+            choice, fit, validation, keep_logit=not is_body_frozen, seed=seed
+        )
+        left_out = _auroc_without_classes(without, detectors)
         for detector in detectors:
             model = fitted.with_detector(detector)
             found = _auroc_of_kinds(model, validation.outputs, foreign)
@@ -137,7 +145,9 @@ def choose_outlier_model(
     level = [one for one in tried if one[0].mean >= least]
     kept = min(level, key=lambda one: detectors.index(one[0].detector))  # of one, the first
     candidates = tuple(candidate for candidate, _ in tried)
-    baselines = _baselines(parts, fit, validation, foreign, never_learned, seed)
+    read = next(iter(embedding_choices(parts, fit.outputs.embedding).values()))
+    without = leave_classes_out(read, fit, validation, keep_logit=not is_body_frozen, seed=seed)
+    baselines = _baselines(read, fit, validation, foreign, without, never_learned)
     return OutlierChoice(kept[1], kept[0], candidates, baselines)
 
 
@@ -201,7 +211,7 @@ class LeftOut:
     index: int  # of the class
     is_foreign: NDArray[np.bool_]  # rows of that class, N
     fit: Labelled  # what is fitted on
-    outputs: Outputs  # of validation, without the logits of that class
+    outputs: Outputs  # of validation; with the logits of that class only where it was learned
     choice: EmbeddingChoice
     seed: int
 
@@ -224,35 +234,43 @@ class LeftOut:
 
 
 def leave_classes_out(
-    choice: EmbeddingChoice, fit: Labelled, validation: Labelled, *, seed: int
+    choice: EmbeddingChoice,
+    fit: Labelled,
+    validation: Labelled,
+    *,
+    keep_logit: bool,
+    seed: int,
 ) -> Iterator[LeftOut]:
-    """To fit the score anew without each of a few classes; none where there are too few images."""
+    """To fit the score anew without each of a few classes; none where there are too few images.
+
+    With `keep_logit` it sees all that the network says, of the class that was left out, too.
+    """
+
+    def of_the_others(logits: FloatArray, index: int) -> FloatArray:
+        return logits if keep_logit else np.delete(logits, index, axis=1)
+
     for index in _classes_to_leave_out(fit, validation):
         kept = np.flatnonzero(~_has(fit.targets, index))
         kept = np.sort(np.random.default_rng(seed).permutation(kept)[:_LEFT_OUT_FIT])
-        logits = np.delete(fit.outputs.logits[kept], index, axis=1)
-        others = np.delete(validation.outputs.logits, index, axis=1)
+        logits = of_the_others(fit.outputs.logits[kept], index)
         fitted_on = Outputs(logits, fit.outputs.embedding[kept])
+        seen = of_the_others(validation.outputs.logits, index)
         yield LeftOut(
             index,
             _has(validation.targets, index),
             Labelled(fitted_on, fit.targets[kept]),
-            Outputs(others, validation.outputs.embedding),
+            Outputs(seen, validation.outputs.embedding),
             choice,
             seed,
         )
 
 
 def _auroc_without_classes(
-    choice: EmbeddingChoice,
-    fit: Labelled,
-    validation: Labelled,
-    detectors: Sequence[str],
-    seed: int,
+    without: Iterable[LeftOut], detectors: Sequence[str]
 ) -> dict[str, float]:
     """Mean over classes left out, by detector; empty where no class can be."""
     found: dict[str, list[float]] = {}
-    for left_out in leave_classes_out(choice, fit, validation, seed=seed):
+    for left_out in without:
         for detector in detectors:
             scores = left_out.scores(detector)
             foreign, domestic = scores[left_out.is_foreign], scores[~left_out.is_foreign]
@@ -261,22 +279,21 @@ def _auroc_without_classes(
 
 
 def _baselines(
-    parts: Sequence[EmbeddingPart],
+    read: EmbeddingChoice,
     fit: Labelled,
     validation: Labelled,
     foreign: Mapping[str, Outputs],
+    without: Iterable[LeftOut],
     never_learned: Mapping[str, Mapping[str, float]] | None,
-    seed: int,
 ) -> tuple[Candidate, ...]:
     """The same evidence for scores that are measured alone."""
-    read = next(iter(embedding_choices(parts, fit.outputs.embedding).values()))
 
     def apart(score: Score, strange: Outputs, usual: Outputs) -> float:
         scores = (score(read.of(its.embedding), its.logits) for its in (strange, usual))
         return auroc(*scores)
 
     left_out: dict[str, list[float]] = {}
-    for its in leave_classes_out(read, fit, validation, seed=seed):
+    for its in without:
         fitted_on = its.fit.outputs
         scores = fit_baselines(read.of(fitted_on.embedding), fitted_on.logits, its.fit.targets)
         split = [_rows(its.outputs, rows) for rows in (its.is_foreign, ~its.is_foreign)]

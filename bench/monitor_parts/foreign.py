@@ -30,6 +30,7 @@ from monitor_parts.emoji import emoji_of, in_other_styles
 from monitor_parts.figures import Figures, parser_of, part_of
 from monitor_parts.versions import Seen, Version, garments_of
 from monitoring.outlier import OutlierModel
+from training.fine_tuning import LINEAR_HEAD_KEPT
 from training.outlier_choice import (
     Labelled,
     OutlierChoice,
@@ -127,6 +128,7 @@ def chosen_now(version: Version) -> OutlierChoice:
         Labelled(fit.outputs, targets),
         Labelled(version.split(Split.VALIDATION).outputs, version.targets(Split.VALIDATION)),
         {kind: version.seen(f"made {kind}", _given(its)).outputs for kind, its in made.items()},
+        is_body_frozen=version.manifest.training["kept"] == LINEAR_HEAD_KEPT,
         seed=seed,
     )
 

@@ -7,7 +7,13 @@ import pytest
 
 from model.embedding import EmbeddingPart
 from model.engines import Outputs
-from monitoring.outlier import DETECTORS, KNN_AND_RESIDUAL, KNN_AND_VIM, WITHOUT_LOGITS
+from monitoring.outlier import (
+    DETECTORS,
+    ENERGY_OR_RESIDUAL,
+    KNN_AND_RESIDUAL,
+    KNN_AND_VIM,
+    WITHOUT_LOGITS,
+)
 from training.outlier_choice import (
     CLASSES_LEFT_OUT,
     CLASSES_NEVER_LEARNED,
@@ -81,6 +87,22 @@ def test_classes_never_learned_speak_for_other_classes_where_a_second_training_t
     assert choice.chosen.mean == pytest.approx((choice.chosen.auroc["any"] + 0.9) / 2)
     without = choose_outlier_model(PARTS, FIT, VALIDATION, foreign)
     assert without.chosen.embedding == PENULTIMATE
+
+
+def test_what_a_network_learned_of_a_class_left_out_flatters_no_score_that_reads_logits() -> None:
+    """Without the logit of their own class its images have low logits everywhere."""
+    foreign = {"any": outputs(50, 2, late=9).outputs}
+    frozen, trained = (
+        {its.detector: its.auroc[CLASSES_LEFT_OUT] for its in found.candidates + found.baselines}
+        for found in (
+            choose_outlier_model(PARTS, FIT, VALIDATION, foreign, is_body_frozen=is_frozen)
+            for is_frozen in (True, False)
+        )
+    )
+    for detector in ("MSP", "Energy", ENERGY_OR_RESIDUAL):
+        assert trained[detector] < frozen[detector] - 0.01
+    for detector in WITHOUT_LOGITS:
+        assert trained[detector] == frozen[detector]
 
 
 def test_with_two_classes_none_is_left_out() -> None:
