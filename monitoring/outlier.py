@@ -88,9 +88,9 @@ class OutlierModel:
     subspace; `bank` (at most K x B) holds unit embeddings in its first coordinates, transposed for
     the matrix product; `vim_dimensions` of the K count as principal for ViM. `location` and `scale`
     (4) are median and robust deviation of the PARTS, `weights` (4) how much each counts; older
-    bundles have the first 2 alone. `largest` (1) is 1 where the largest part counts, not the sum. `columns` and
-    `column_scale` are those of the `EmbeddingChoice`. `calibration` holds the sorted scores of the
-    calibration split; it is empty until `calibrated` is called.
+    bundles have the first 2 alone. `largest` (1) is 1 where the largest part counts, not the sum.
+    `columns` and `column_scale` are those of the `EmbeddingChoice`. `calibration` holds the sorted
+    scores of the calibration split; it is empty until `calibrated` is called.
     """
 
     center: FloatArray
