@@ -38,7 +38,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
 
@@ -238,8 +238,10 @@ def write_transaction(state: Engine) -> AbstractContextManager[Connection]:
 
 
 def _prepare_sqlite(engine: Engine) -> None:
-    if engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+    file = engine.url.database
+    if file and file != ":memory:" and "uri" not in engine.url.query:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        _watch_file(engine, Path(file))
 
     @event.listens_for(engine, "connect")
     def _configure(connection: object, _: ConnectionPoolEntry) -> None:
@@ -254,6 +256,39 @@ def _prepare_sqlite(engine: Engine) -> None:
         # A transaction that reads first and writes later would fail instead of waiting.
         if connection.get_execution_options().get("writes"):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _watch_file(engine: Engine, path: Path) -> None:
+    """Fail where the file has been removed, and open anew where there is another in its place.
+
+    SQLite itself would go on writing to a removed file, which nobody reads again, and make an empty
+    one for the next connection.
+    """
+    was_there = False
+
+    @event.listens_for(engine, "do_connect")
+    def _make_no_second_file(*_: object) -> None:
+        if was_there and not path.exists():
+            raise OperationalError(f"{path} is gone; put it back from a backup")
+
+    @event.listens_for(engine, "connect", insert=True)
+    def _remember(_: object, entry: ConnectionPoolEntry) -> None:
+        nonlocal was_there
+        was_there = True
+        entry.info["file"] = _identity(path)
+
+    @event.listens_for(engine, "checkout")
+    def _compare(_: object, entry: ConnectionPoolEntry, __: object) -> None:
+        if _identity(path) != entry.info["file"]:
+            raise DisconnectionError(f"{path} is another file than before")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _prepare_postgresql(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from serve_parts import raw
 from serve_parts.figures import Figures, parser_of
-from serve_parts.pace import CLIENTS, full_load
+from serve_parts.pace import full_load
 from serve_parts.payloads import GARMENTS, train_once
 from serve_parts.servers import Server, plumbline
 
@@ -50,5 +50,5 @@ def main() -> None:
 def milliseconds_a_request(server: Server, seconds: float) -> float:
     """CPU time of the service and all its processes."""
     before = server.cpu_seconds()
-    seen = full_load(server, "28", 1, CLIENTS[1], seconds)
+    seen = full_load(server, "28", 1, seconds)
     return 1e3 * (server.cpu_seconds() - before) / len(seen.latencies[200])

@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -48,8 +48,8 @@ def begin(
 class Figures:
     """Prints medians with their range, and remembers what missed.
 
-    `libraries` are those whose versions are told, `device` names what computes beside the
-    processor.
+    `libraries` are those whose versions are told, `others` versions in other environments, `device`
+    names what computes beside the processor.
     """
 
     FAMILY = "serve"  # begins the names of the files
@@ -61,13 +61,18 @@ class Figures:
         options: argparse.Namespace,
         *,
         libraries: Sequence[str] = (),
+        others: Mapping[str, str] | None = None,
         device: str = "",
     ) -> None:
         self._part, self._options = part, options
-        self._libraries, self._device = libraries or self.LIBRARIES, device
+        libraries = libraries or self.LIBRARIES
+        self._versions = {name: version(name) for name in libraries} | dict(others or {})
+        self._device = device
         self._found: list[dict[str, object]] = []
         self._missed: list[str] = []
-        print_machine(*self._libraries)
+        print_machine(*libraries)
+        if others:
+            print(", ".join(f"{name} {its}" for name, its in others.items()), flush=True)
         if device:
             print(device, flush=True)
 
@@ -103,7 +108,7 @@ class Figures:
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 **({"device": self._device} if self._device else {}),
-                "versions": {name: version(name) for name in self._libraries},
+                "versions": self._versions,
                 "options": {
                     name: str(value)
                     for name, value in vars(self._options).items()

@@ -28,14 +28,14 @@ def main() -> None:
     """Measure and print."""
     figures, options = begin("latency", parser_of(__doc__))
     home, payload, seconds = options.home, options.payload, options.seconds
-    alone, one_client, after, ideal = [], [], [], []
+    alone, one_client, after, ideal, as_ours = [], [], [], [], []
     half: dict[str, list[load.Seen]] = {"evenly": [], "at random": []}
     with plumbline(home, model_of(payload)) as server:
         for _ in range(options.rounds):
             server.suspend()
             alone.append(1e3 / raw.images_per_second(home, payload, seconds=seconds, batch=1))
             one_client.append(ask_alone(server, payload, seconds).milliseconds(0.5))
-            full = full_load(server, payload, 1, 4 * CLIENTS[1], seconds)
+            full = full_load(server, payload, 1, seconds, clients=4 * CLIENTS[1])
             after.append(ask_alone(server, payload, 3.0).milliseconds(0.5))
             server.resume()
             rate = full.images_per_second / 2
@@ -48,7 +48,8 @@ def main() -> None:
                     evenly=spacing == "evenly",
                 )
                 found.append(load.run(plan))
-            ideal.append(ideal_quantile(rate, alone[-1] / 1e3, 0.99) / alone[-1] * 1e3)
+            for found, each in ((ideal, alone[-1]), (as_ours, one_client[-1])):
+                found.append(1e3 * ideal_quantile(rate, each / 1e3, 0.99) / alone[-1])
     figures.add("decode and network of one image, ms", alone)
     figures.add("one client, p50, ms", one_client)
     more = [one - two for one, two in zip(one_client, alone, strict=True)]
@@ -60,9 +61,9 @@ def main() -> None:
         figures.add(f"{name}, p50, ms", [seen.milliseconds(0.5) for seen in found])
         figures.add(f"{name}, p99, ms", [seen.milliseconds(0.99) for seen in found])
         times = [seen.milliseconds(0.99) / one for seen, one in zip(found, alone, strict=True)]
-        most = MOST_TIMES if spacing == "evenly" else None
-        figures.add(f"{name}, p99 in times of one image alone", times, ".2f", most=most)
+        figures.add(f"{name}, p99 in times of one image alone", times, ".2f", most=MOST_TIMES)
     figures.add("the same of an ideal server at random times", ideal, ".2f")
+    figures.add("of one that takes as long as ours for one client", as_ours, ".2f")
     figures.end()
 
 
@@ -78,4 +79,4 @@ def ideal_quantile(rate: float, seconds: float, share: float) -> float:
 
 def ask_alone(server: Server, payload: str, seconds: float) -> load.Seen:
     """One client, one image after the other."""
-    return full_load(server, payload, 1, 1, seconds)
+    return full_load(server, payload, 1, seconds, clients=1)

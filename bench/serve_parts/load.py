@@ -28,7 +28,8 @@ class Plan:
     """What to ask for. `images` are base64; `form` sends several a request as a form.
 
     `sends` is how an image goes: `body`, `form`, or for peers `json` ({"image": base64}),
-    `file` (a form field `images`).
+    `file` (a form field `images`). Answers to the requests of `apart`, by their places, are not
+    counted.
     """
 
     url: str
@@ -41,6 +42,7 @@ class Plan:
     sends: str = "body"
     deadline_seconds: float = 60.0
     warm_up_requests: int = 8
+    apart: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -84,19 +86,21 @@ def request_of(plan: Plan, images: list[bytes]) -> dict[str, Any]:
 async def ask_for(plan: Plan, requests: list[dict[str, Any]]) -> Seen:
     """Play the plan."""
     latencies: dict[int, list[float]] = {}
-    supply = itertools.cycle(requests)
+    supply = itertools.cycle(enumerate(requests))
     timeout = aiohttp.ClientTimeout(total=plan.deadline_seconds)
 
     async def ask(session: aiohttp.ClientSession, since: float | None = None) -> None:
         since = time.perf_counter() if since is None else since
         status = 0
+        place, request = next(supply)
         try:
-            async with session.post(plan.url, **next(supply)) as answer:
+            async with session.post(plan.url, **request) as answer:
                 await answer.read()
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError):
             status = 0
-        latencies.setdefault(status, []).append(time.perf_counter() - since)
+        if place not in plan.apart:
+            latencies.setdefault(status, []).append(time.perf_counter() - since)
 
     async def ask_again(session: aiohttp.ClientSession, until: float) -> None:
         while time.perf_counter() < until:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from serve_parts import load
 from serve_parts.figures import begin, parser_of
-from serve_parts.pace import CLIENTS, full_load
+from serve_parts.pace import full_load
 from serve_parts.payloads import images, model_of
 from serve_parts.servers import plumbline
 
@@ -30,7 +30,7 @@ def main() -> None:
     sent: dict[int, list[float]] = {}
     with plumbline(home, model_of(payload)) as server:
         for _ in range(options.rounds):
-            full = full_load(server, payload, 1, CLIENTS[1], seconds).images_per_second
+            full = full_load(server, payload, 1, seconds).images_per_second
             server.resume()
             for times in TIMES:
                 plan = load.plan_for(

@@ -10,6 +10,7 @@ least 1.1 times LitServe, 1.7 times FastAPI, 1.15 times BentoML's; 2 times LitSe
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ LEAST = {"litserve": 1.1, "fastapi": 1.7, "bentoml": 1.15, "litserve-torch": 2.0
 PEERS = (*LEAST, "fastapi-torch")
 SENDS = {"litserve": "json", "fastapi": "file", "bentoml": "file"}
 OURS = "plumbline"
+BENTOML = {"bentoml": "Batched", "bentoml-safe": "Safe"}
 HERE = Path(__file__).parent
 
 
@@ -38,10 +40,12 @@ def main() -> None:
     parser.add_argument("--payload", choices=PAYLOADS[:-1], default="256")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     options = parser.parse_args()
-    figures = Figures("peers", options)
     home = options.home.absolute()
     train_once(home, PHOTOGRAPHS)
     python = peer_python(ENVIRONMENT, *REQUIREMENTS).absolute()
+    figures = Figures(
+        "peers", options, others=versions_of(python, "litserve", "fastapi", "uvicorn")
+    )
     found: dict[str, list[float]] = {}
     lost: dict[str, int] = {}
     for _ in range(options.rounds):
@@ -70,6 +74,13 @@ def main() -> None:
     figures.end()
 
 
+def versions_of(python: Path, *libraries: str) -> dict[str, str]:
+    """In the peers' environment."""
+    ask = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+    said = subprocess.run([python, "-c", ask, *libraries], stdout=subprocess.PIPE, check=True)
+    return dict(zip(libraries, said.stdout.decode().split(), strict=True))
+
+
 @contextmanager
 def peer(python: Path, name: str, home: Path) -> Iterator[Server]:
     """A peer's server, on our server's core."""
@@ -82,8 +93,9 @@ def peer(python: Path, name: str, home: Path) -> Iterator[Server]:
     module = f"serve_parts.peer_{name.partition('-')[0]}"
     command: list[str | Path] = [python, "-m", module, name, home, str(port)]
     path = "/health"
-    if name == "bentoml":
-        command = [sys.executable, "-m", "bentoml", "serve", "serve_parts.peer_bento:Batched"]
+    if name in BENTOML:
+        service = f"serve_parts.peer_bento:{BENTOML[name]}"
+        command = [sys.executable, "-m", "bentoml", "serve", service]
         command += ["--host", "127.0.0.1", "--port", str(port)]
         path = "/readyz"
     with started(command, port, path, environment, cores={SERVER_CORE}) as server:

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import psutil
 from service.serving import WORKER_ENVIRONMENT
 
 SERVER_CORE, LOAD_CORE = 0, 1
+INSIDE = Path(__file__).parent / "inside"  # see its sitecustomize.py
 _START_SECONDS = 120
 
 
@@ -53,10 +55,30 @@ class Server:
         """CPU time of all of it so far."""
         return sum(sum(one.cpu_times()[:2]) for one in self.family)
 
+    def thread_seconds(self) -> dict[str, float]:
+        """CPU time so far of the worker's threads, by name; its first is the event loop."""
+        worker, found = self.worker, Counter[str]()
+        for thread in worker.threads():
+            name = "event loop"
+            if thread.id != worker.pid:
+                with suppress(FileNotFoundError):  # it has just ended
+                    name = Path(f"/proc/{worker.pid}/task/{thread.id}/comm").read_text().strip()
+            found[name.rstrip("_-0123456789")] += thread.user_time + thread.system_time
+        return dict(found)
+
 
 @contextmanager
-def plumbline(home: Path, model: str, **more: str) -> Iterator[Server]:
-    """One worker of ours; more settings by their names."""
+def plumbline(
+    home: Path,
+    model: str,
+    *,
+    cores: Collection[int] = (SERVER_CORE,),
+    look_inside: bool = False,
+    environment: Mapping[str, str] | None = None,
+    command: Sequence[str] = (sys.executable, "-m", "plumbline"),
+    **more: str,
+) -> Iterator[Server]:
+    """One worker of ours; more settings by their names. `look_inside` names its threads."""
     port = free_port()
     settings = {
         "PLUMBLINE_HOME": str(home),
@@ -64,9 +86,11 @@ def plumbline(home: Path, model: str, **more: str) -> Iterator[Server]:
         "PLUMBLINE_WORKERS": "1",
         "PLUMBLINE_SERVE_ON": f"127.0.0.1:{port}",
         **{f"PLUMBLINE_{name.upper()}": value for name, value in more.items()},
+        **(environment or {}),
     }
-    command = [sys.executable, "-m", "plumbline", "serve"]
-    with started(command, port, "/readyz", settings, cores={SERVER_CORE}) as server:
+    if look_inside:
+        settings["PYTHONPATH"] = os.pathsep.join([str(INSIDE), str(Path(__file__).parents[2])])
+    with started([*command, "serve"], port, "/readyz", settings, cores=set(cores)) as server:
         yield server
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from serve_parts import load
 from serve_parts.figures import begin, parser_of
-from serve_parts.pace import CLIENTS, full_load
+from serve_parts.pace import full_load
 from serve_parts.payloads import images, model_of
 from serve_parts.servers import plumbline
 
@@ -32,7 +32,7 @@ def main() -> None:
     home, payload = options.home, options.payload
     seconds = 60 * options.minutes
     with plumbline(home, model_of(payload)) as server:
-        full = full_load(server, payload, 1, CLIENTS[1], options.seconds).images_per_second
+        full = full_load(server, payload, 1, options.seconds).images_per_second
         server.resume()
         good = images(payload)
         mixed = [*good[:9], good[9][: len(good[9]) // 2]] * 4

@@ -178,9 +178,12 @@ def test_predictions_go_on_without_the_state_database(fault, home, serving, imag
         else:
             state.write_bytes(b"not a database at all" * 1000)
         with Load(lambda: server.url, image, "sneaker", 2) as seen:
-            # The worker looks for a new champion every second. It may not even notice: SQLite
-            # keeps pages, and an open file stays.
-            time.sleep(3)
+            time.sleep(3)  # the worker looks for a new champion every second
+        answer = httpx.post(f"{server.url}/v1/predict", content=image)
+        told = {"id": answer.json()["predictions"][0]["id"], "labels": ["sneaker"]}
+        assert httpx.post(f"{server.url}/v1/feedback", json=told).status_code == 503
+        lost = 'plumbline_shed_requests_total{reason="state_database"}'
+        wait_until(lambda: metric(server.url, lost) == 1)
     assert (seen.wrong, seen.lost) == ([], [])
     assert len(seen.good) > 20
 

@@ -103,9 +103,9 @@ def test_a_promotion_is_followed_without_a_restart_or_a_failed_request(
         asking.start()
         wait_until(lambda: asking.seen)
         run_plumbline("promote", second, home=home)
-        wait_for_version(server.url, second)
-        # The worker that is being asked may be the other one.
-        wait_until(lambda: asking.seen[-1][1] == second.split(":")[1])
+        on_both = f'plumbline_model_info{{model="{second}"}}'
+        wait_until(lambda: metric(server.url, on_both) == 2, seconds=5)
+        wait_until(lambda: asking.seen[-1][1] == second.split(":")[1], seconds=1)
         asking.done.set()
         asking.join()
         assert {status for status, _ in asking.seen} == {200}

@@ -236,3 +236,35 @@ def test_many_make_one_new_database_at_the_same_time(tmp_path):
         with ThreadPoolExecutor(8) as threads:
             for done in [threads.submit(open_it) for _ in range(8)]:
                 done.result()
+
+
+def test_a_file_that_is_gone_is_written_no_more_and_goes_on_when_it_is_back(tmp_path):
+    path, away = tmp_path / "state.sqlite", tmp_path / "away.sqlite"
+    state = open_state(f"sqlite:///{path}")
+    insert(state, row("one", "champion"))
+    state.dispose()  # so that all is in the one file
+    path.rename(away)
+    for _ in range(2):
+        with pytest.raises(OperationalError, match=r"state\.sqlite is gone; put it back"):
+            insert(state, row("two", "registered"))
+    assert not path.exists()
+    away.rename(path)
+    insert(state, row("two", "registered"))
+    with state.connect() as connection:
+        assert set(connection.scalars(select(versions.c.version))) == {"one", "two"}
+    state.dispose()
+
+
+def test_another_file_in_its_place_is_opened_anew(tmp_path):
+    path, other = tmp_path / "state.sqlite", tmp_path / "other.sqlite"
+    for file, version in ((path, "one"), (other, "two")):
+        made = open_state(f"sqlite:///{file}")
+        insert(made, row(version, "champion"))
+        made.dispose()
+    state = open_state(f"sqlite:///{path}")
+    with state.connect() as connection:
+        assert list(connection.scalars(select(versions.c.version))) == ["one"]
+    other.replace(path)
+    with state.connect() as connection:
+        assert list(connection.scalars(select(versions.c.version))) == ["two"]
+    state.dispose()
