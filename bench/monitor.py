@@ -4,6 +4,7 @@
     .venv/bin/python bench/monitor.py foreign      foreign images, by kind, beside other detectors
     .venv/bin/python bench/monitor.py score        time of one outlier score; dimensions
     .venv/bin/python bench/monitor.py alarms       false alarms, c = 1e4 and 1e5; memory
+    .venv/bin/python bench/monitor.py memory       ten million records through the whole monitor
     .venv/bin/python bench/monitor.py correlated   traffic that is no sample
     .venv/bin/python bench/monitor.py delay        images until the alarm, beside five peers
     .venv/bin/python bench/monitor.py accuracy     accuracy estimated without labels
@@ -20,7 +21,7 @@ import argparse
 import importlib
 import sys
 
-PARTS = ("flags", "foreign", "score", "alarms", "correlated", "delay", "accuracy")
+PARTS = ("flags", "foreign", "score", "alarms", "memory", "correlated", "delay", "accuracy")
 
 
 def main() -> None:

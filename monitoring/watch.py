@@ -58,14 +58,14 @@ class Watch:
         self._settings = settings
         self._predictions = predictions
         self.alpha = settings.alpha or self.manifest.outlier.alpha
-        self.sampler = _new_sampler(settings)
-        reference = reference_of(bundle, _new_sampler(settings))
+        self.sampler = new_sampler(settings)
+        reference = reference_of(bundle, new_sampler(settings))
         self.calibration_images = len(reference["confidence"])
         seed = int(bundle.manifest_sha256[:16], 16)
         self.evidence = Evidence.from_reference(reference, edges_of(bundle), seed=seed)
         self.promise = Promise()
         mistakes = (
-            mistakes_of(bundle, _new_sampler(settings)) if settings.labelled_at_random else None
+            mistakes_of(bundle, new_sampler(settings)) if settings.labelled_at_random else None
         )
         self.labelled = LabelledMistakes(self.manifest, settings, mistakes, seed=seed + 1)
         self.pace = Pace()
@@ -394,7 +394,7 @@ class Watch:
 
 def _comparison(bundle: Bundle, settings: MonitoringSettings, alpha: float) -> Comparison:
     """With the calibration split, under the rule that production is sampled by."""
-    records = reference_records(bundle, _new_sampler(settings))
+    records = reference_records(bundle, new_sampler(settings))
     streams = streams_of(records, bundle.manifest)
     reference = Images(
         numbers={name: streams[name] for name in COMPARED},
@@ -415,7 +415,8 @@ def _comparison(bundle: Bundle, settings: MonitoringSettings, alpha: float) -> C
     )
 
 
-def _new_sampler(settings: MonitoringSettings) -> Sampler:
+def new_sampler(settings: MonitoringSettings) -> Sampler:
+    """The rule that production and reference are sampled by."""
     return Sampler(
         window_images=settings.sample_window_images,
         near_bits=settings.sample_near_bits,
