@@ -36,8 +36,7 @@ FloatArray = NDArray[np.float32]
 NEIGHBOURS = 10
 BANK_LIMIT = 5_000
 USUAL_BANK = 2_500  # more only for so many classes that they would have fewer than NEIGHBOURS each
-SUBSPACE_DIMENSIONS = 256
-KNN_DIMENSIONS = 128  # the first of the subspace
+KNN_DIMENSIONS = 256
 RECORD_COMPONENTS = 32
 CHUNK_ROWS = 1024  # compared with the whole bank at a time: 20 MB
 KNN_AND_VIM = "KNN + ViM"
@@ -85,8 +84,8 @@ class OutlierModel:
     """A fitted score. All arrays are float32; D is the size of what is read of the embedding.
 
     `center` (D) and `basis` (D x K, orthonormal, by falling variance) span the principal
-    subspace; `bank` (at most K x B) holds unit embeddings in its first coordinates, transposed for
-    the matrix product; `vim_dimensions` of the K count as principal for ViM. `location` and `scale`
+    subspace; `bank` (K x B) holds unit embeddings in its coordinates, transposed for the matrix
+    product; `vim_dimensions` of the K count as principal for ViM. `location` and `scale`
     (4) are median and robust deviation of the PARTS, `weights` (4) how much each counts; older
     bundles have the first 2 alone. `largest` (1) is 1 where the largest part counts, not the sum.
     `columns` and `column_scale` are those of the `EmbeddingChoice`. `calibration` holds the sorted
@@ -145,7 +144,7 @@ class OutlierModel:
         unscaled = cls(
             center=center,
             basis=basis,
-            bank=np.ascontiguousarray(bank.T[:KNN_DIMENSIONS]),
+            bank=np.ascontiguousarray(bank.T),
             vim_dimensions=np.array([vim_dimensions], np.int64),
             vim_scale=np.array([abs(vim_scale)], np.float32),
             location=np.zeros(len(PARTS), np.float32),
@@ -244,7 +243,7 @@ class OutlierModel:
         components, unit, residual = _coordinates(
             embedding, self.center, self.basis, int(self.vim_dimensions[0])
         )
-        similarity = unit[:, : len(self.bank)] @ self.bank  # N x B
+        similarity = unit @ self.bank  # N x B
         kth = _kth_largest(similarity, min(NEIGHBOURS + skip, similarity.shape[1]))
         energy = -_log_sum_exp(logits)
         vim = self.vim_scale[0] * residual + energy
@@ -283,7 +282,7 @@ def _principal_subspace(centred: FloatArray) -> tuple[FloatArray, int]:
     else:
         _, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
     # With fewer rows than dimensions the basis must not span every row, or no residual is left.
-    dimensions = min(SUBSPACE_DIMENSIONS, size, max(2, rows // 2))
+    dimensions = min(KNN_DIMENSIONS, size, max(2, rows // 2))
     basis = vectors[:, ::-1][:, :dimensions].astype(np.float32)
     return np.ascontiguousarray(basis), min(dimensions, max(1, size // 2))
 
