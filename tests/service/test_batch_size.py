@@ -64,6 +64,25 @@ def test_one_slow_size_among_good_ones_is_taken_for_noise():
     assert choose_batch_size(engine.run, clock=lambda: engine.now) == 64
 
 
+class Disturbed(Engine):
+    """For a while everything takes a fifth longer: another guest has the core."""
+
+    def __init__(self, since: int, until: int) -> None:
+        super().__init__(0.001, 0.0045)
+        self.disturbed = range(since, until)
+
+    def run(self, size: int) -> None:
+        slower = 1.2 if len(self.sizes) in self.disturbed else 1
+        self.sizes.append(size)
+        self.now += slower * (self.fixed + self.each * size)
+
+
+@pytest.mark.parametrize("since", range(0, 20, 2))
+def test_a_moment_in_which_all_is_slower_chooses_nothing(since):
+    engine = Disturbed(since, since + 6)
+    assert choose_batch_size(engine.run, clock=lambda: engine.now) == 16
+
+
 def test_a_size_that_cannot_be_computed_ends_the_search_and_one_image_must_be():
     engine = Engine(0.0, 0.0001)
 
