@@ -93,11 +93,23 @@ class EngineGate(_Strict):
     reason: str = ""
 
 
+class ForeignMeasure(_Strict):
+    """How images of one foreign kind were told from validation images.
+
+    `auroc` with the interval of Hanley and McNeil 1982, `flagged` the share flagged at the
+    summary's alpha, with Wilson's; their `count` is the number of foreign images.
+    """
+
+    auroc: Metric
+    flagged: Metric
+
+
 class OutlierSummary(_Strict):
     """What the outlier flag of this model can promise, and how well it was seen to work.
 
     `smallest_alpha` is 1 / (n + 1) for n calibration images: below it nothing is ever flagged.
-    `self_check` holds the AUROC per kind of foreign images, `embedding` and `detector` what the
+    `self_check` holds the AUROC per kind of foreign images, `foreign` the same with intervals and
+    counts (bundles made before there were any lack it), `embedding` and `detector` what the
     score reads and how, `candidates` the AUROC that each pair of those reached, by kind, and
     `baselines` that of scores which were never to be chosen.
     """
@@ -106,6 +118,7 @@ class OutlierSummary(_Strict):
     calibration_images: int
     smallest_alpha: float
     self_check: dict[str, float]
+    foreign: dict[str, ForeignMeasure] = Field(default_factory=dict)
     self_check_passed: bool
     statement: str
     embedding: str = PENULTIMATE
@@ -331,10 +344,15 @@ def _parse_manifest(data: bytes, path: Path) -> Manifest:
         raise BundleError(f"{path} is not JSON: {error}") from error
     schema = content.get("schema_number") if isinstance(content, dict) else None
     if schema not in (*OLDER_SCHEMAS, SCHEMA):
+        is_newer = isinstance(schema, int) and schema > SCHEMA
         raise BundleError(
             f"{path} has schema {schema!r}; this Plumbline reads"
-            f" {', '.join(map(str, OLDER_SCHEMAS))} and {SCHEMA}. A newer schema needs a newer"
-            " Plumbline: pip install --upgrade plumbline"
+            f" {', '.join(map(str, OLDER_SCHEMAS))} and {SCHEMA}. "
+            + (
+                "A newer schema needs a newer Plumbline: pip install --upgrade plumbline"
+                if is_newer
+                else "Make the version anew: plumbline train"
+            )
         )
     try:
         return Manifest.model_validate({**content, "schema_number": SCHEMA})

@@ -10,14 +10,12 @@ fine-tuned knows its images by heart and would have to be trained five times: th
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from model.decision import Task
 from model.engines import Outputs
 from monitoring.outlier import NEIGHBOURS, OutlierModel
-from training.linear_head import fit_head
 from training.loss import Targets
+from training.refitted_head import HeadRecipe
 
 FOLDS = 5
 MOST_CALIBRATION = 99  # images, from which a rate of 1 % can be told without cross-fitting
@@ -34,66 +32,29 @@ def cross_fitted_scores(
     targets: Targets,
     *,
     scaled_on: NDArray[np.float32],
-    penultimate: slice,
     like: OutlierModel,
     detector: str,
-    class_count: int,
-    task: Task,
-    weight_decay: float,
-    seed: int,
+    head: HeadRecipe,
 ) -> NDArray[np.float32]:
     """Outlier scores N of embeddings N x D, each by a head and a bank of the other folds.
 
-    The head reads the `penultimate` columns, with the `weight_decay` of the
-    one that is kept; the score reads what `like` does, by the `detector`, and is scaled on
-    embeddings M x D, as it was.
+    The score reads what `like` does, by the `detector`, and is scaled on embeddings M x D, as it
+    was.
     """
-    last, last_scaled_on = (
-        np.ascontiguousarray(its[:, penultimate]) for its in (embedding, scaled_on)
-    )
-    folds = np.random.default_rng(seed).permutation(len(embedding)) % FOLDS
+    folds = np.random.default_rng(head.seed).permutation(len(embedding)) % FOLDS
     scores = np.empty(len(embedding), np.float32)
     for fold in range(FOLDS):
         held_out = folds == fold
-        head = _Head(last, targets, ~held_out, class_count, task, weight_decay, seed)
-        logits = head.logits(last)
+        refitted = head.fit(embedding[~held_out], targets[~held_out])
+        logits = refitted.logits(embedding)
         others = Outputs(logits[~held_out], embedding[~held_out])
         model = OutlierModel.fit(
             others.embedding,
             others.logits,
             choice=like.choice,
             detector=detector,
-            scaled_on=(scaled_on, head.logits(last_scaled_on)),
-            seed=seed,
+            scaled_on=(scaled_on, refitted.logits(scaled_on)),
+            seed=head.seed,
         )
         scores[held_out] = model.score(embedding[held_out], logits[held_out])[0]
     return scores
-
-
-class _Head:
-    """Fitted on some rows of penultimate embeddings."""
-
-    def __init__(
-        self,
-        embedding: NDArray[np.float32],
-        targets: Targets,
-        rows: NDArray[np.bool_],
-        class_count: int,
-        task: Task,
-        weight_decay: float,
-        seed: int,
-    ) -> None:
-        fit = embedding[rows], np.asarray(targets[rows])
-        self._head = fit_head(
-            *(*fit, *fit),
-            class_count=class_count,
-            task=task,
-            weight_decay=weight_decay,
-            seed=seed,
-            device="cpu",
-        )
-
-    def logits(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
-        """N x C of penultimate embeddings N x D."""
-        given = torch.from_numpy(embedding) @ self._head.weight.T + self._head.bias
-        return np.asarray(given.numpy(), np.float32)

@@ -15,7 +15,7 @@ from training.calibration import fit_platt, fit_temperature
 from training.cross_fitting import can_cross_fit, cross_fitted_scores
 from training.evaluate import Decider
 from training.findings import SplitOutputs, Trained
-from training.none_choice import DEFAULT_LOSS, Judged, NoneChoice, choose_none
+from training.none_choice import DEFAULT_LOSS, LEARNED_LEFT_OUT, Judged, NoneChoice, choose_none
 from training.outlier_choice import (
     CLASSES_LEFT_OUT,
     Labelled,
@@ -24,6 +24,7 @@ from training.outlier_choice import (
     choose_outlier_model,
     leave_classes_out,
 )
+from training.refitted_head import HeadRecipe
 from training.request import DEFAULT_ALPHA
 from training.thresholds import ThresholdChoice, check_labels_differ, tune_thresholds
 
@@ -120,7 +121,19 @@ def _choose_outlier_model(trained: Trained, outputs: SplitOutputs) -> OutlierCho
         _in_class(trained, outputs),
         outputs.foreign,
         never_learned=None if trained.never_learned is None else trained.never_learned.auroc,
-        is_body_frozen=trained.is_body_frozen,
+        head=_head_of(trained, outputs) if trained.is_body_frozen else None,
+        seed=trained.seed,
+    )
+
+
+def _head_of(trained: Trained, outputs: SplitOutputs) -> HeadRecipe:
+    return HeadRecipe(
+        penultimate=penultimate_columns(outputs.parts),
+        class_count=len(trained.classes),
+        task=trained.task,
+        weight_decay=trained.head_weight_decay,
+        head=trained.head,
+        learn_none=trained.learn_none,
         seed=trained.seed,
     )
 
@@ -146,13 +159,9 @@ def _conformal_scores(
         np.concatenate([given.embedding for given, _ in parts]),
         np.concatenate([rows.targets for _, rows in parts]),
         scaled_on=_in_class(trained, outputs).outputs.embedding,
-        penultimate=penultimate_columns(outputs.parts),
         like=outlier.model,
         detector=outlier.chosen.detector,
-        class_count=len(trained.classes),
-        task=trained.task,
-        weight_decay=trained.head_weight_decay,
-        seed=trained.seed,
+        head=_head_of(trained, outputs),
     )
 
 
@@ -164,17 +173,19 @@ def _choose_none(
         {kind: _judged(decider, its) for kind, its in outputs.foreign.items()}
     ]
     fit = Labelled(outputs.fit, outputs.fit_rows.targets)
+    head = _head_of(trained, outputs) if trained.is_body_frozen else None
     without = [
-        _judged_without(left_out, decider.calibration, outlier.chosen.detector)
+        _judged_without(left_out, decider.calibration, outlier)
         for left_out in leave_classes_out(
-            outlier.model.choice, fit, in_class, keep_logit=False, seed=trained.seed
+            fit, in_class, head=head, keep_logit=False, seed=trained.seed
         )
     ]
     if without:
         best, p_value = (
             np.concatenate([getattr(one, name) for one in without]) for name in ("best", "p_value")
         )
-        groups.append({CLASSES_LEFT_OUT: Judged(best, p_value)})
+        kind = CLASSES_LEFT_OUT if trained.is_body_frozen else LEARNED_LEFT_OUT
+        groups.append({kind: Judged(best, p_value)})
     return choose_none(
         _judged(decider, in_class.outputs),
         groups,
@@ -190,7 +201,7 @@ def _judged(decider: Decider, outputs: Outputs) -> Judged:
     return Judged(best, decider.outlier.p_value(decider.scores(outputs)))
 
 
-def _judged_without(left_out: LeftOut, calibration: Calibration, detector: str) -> Judged:
+def _judged_without(left_out: LeftOut, calibration: Calibration, outlier: OutlierChoice) -> Judged:
     """Images of the class that was left out, as a model of the other classes would see them."""
     others = calibration
     if calibration.slopes:
@@ -200,7 +211,8 @@ def _judged_without(left_out: LeftOut, calibration: Calibration, detector: str) 
         )
         others = calibration.model_copy(update={"slopes": slopes, "intercepts": intercepts})
     chances = probabilities(left_out.outputs.logits, others, "single")
-    scores = left_out.scores(detector)
-    calibrated = left_out.model.calibrated(scores[~left_out.is_foreign])
+    model = left_out.fitted(outlier.model.choice).with_detector(outlier.chosen.detector)
+    scores = model.score(left_out.outputs.embedding, left_out.outputs.logits)[0]
+    calibrated = model.calibrated(scores[~left_out.is_foreign])
     foreign = left_out.is_foreign
     return Judged(chances[foreign].max(axis=1), calibrated.p_value(scores[foreign]))

@@ -22,7 +22,7 @@ from monitoring.outlier import OutlierModel
 from training.conformal import coverage_by_class, measure_sets
 from training.loading import LoadedSplit, load
 from training.mapped import copy_rows
-from training.metrics import evaluate, wilson_interval
+from training.metrics import evaluate, has_label, wilson_interval
 from training.raw_tables import FASHION_MNIST
 from training.sources import Source, open_source
 from training.splits import Split
@@ -100,12 +100,12 @@ def assess(
 ) -> dict[str, Any]:
     """Metrics with 95 % intervals; `flagged_rate` beside those of `training.metrics`.
 
-    Single-label rows without a label (target -1) count for `flagged_rate` alone. `chances` are
-    other probabilities (N x C) than those of the outputs, such as means over several views.
+    Single-label rows without a label (target -1) count for none of them. `chances` are other
+    probabilities (N x C) than those of the outputs, such as means over several views.
     """
     chances = decider.probabilities(outputs) if chances is None else chances
-    flags = decider.flags(outputs)
-    labelled = targets >= 0 if decider.task == "single" else np.ones(len(targets), bool)
+    labelled = has_label(targets, decider.task)
+    flags = decider.flags(outputs)[labelled]
     found = evaluate(
         chances[labelled],
         targets[labelled],
@@ -113,7 +113,7 @@ def assess(
         thresholds=decider.thresholds,
         task=decider.task,
     )
-    found["flagged_rate"] = float(flags.mean())
+    found["flagged_rate"] = float(flags.mean()) if len(flags) else None
     found["intervals"]["flagged_rate"] = wilson_interval(int(flags.sum()), len(flags))
     return found
 

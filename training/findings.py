@@ -80,6 +80,7 @@ class Trained:
     none_loss: float | None = None
     foreign: Pixels | None = None  # real foreign images, N x H x W x 3
     head: HeadName = "softmax"
+    learn_none: bool = False  # from rows without a label, too
     is_body_frozen: bool = False  # as it was pretrained; only the head was fitted
     head_weight_decay: float = WEIGHT_DECAYS[0]  # that it was fitted with
     objective: Objective = MACRO_F1  # of multi-label thresholds

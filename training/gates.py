@@ -9,7 +9,8 @@ it is. Four things are asked of it, and what it was seen to do stands in the man
   the loss is no habit: the paired 95 % interval of it must reach down to a tenth of one;
 - calibration: its expected calibration error is not more than a point over torch's by the lower
   end of the paired bootstrap interval;
-- outlier flag: the share flagged is not over twice alpha, by a binomial test.
+- outlier flag: of the images of the classes the share flagged is not over twice alpha, by a
+  binomial test. Negatives among the validation images are to be flagged.
 
 Labels are counted. The other three refuse what was shown, not what could not be excluded: of 40
 images nothing could, and the interval in the manifest says so.
@@ -29,7 +30,7 @@ from training.calibration import expected_calibration_error
 from training.engine_runs import EngineRun
 from training.evaluate import Decider
 from training.findings import Rows
-from training.metrics import bootstrap, weighted_calibration_error
+from training.metrics import bootstrap, has_label, weighted_calibration_error
 
 LEAST_LABEL_AGREEMENT = 0.995
 FEW_OTHER_LABELS = 2  # images that may get other labels, however few there are
@@ -62,7 +63,8 @@ def hold_to_torch(
     same = _same(labels, torch_labels)
     lost = paired_loss(right, torch_right)
     ece, ece_added = _calibration_errors(given, expected, rows, decider)
-    flags = decider.flags(run.outputs)
+    in_domain = has_label(rows.targets, decider.task)
+    flags = decider.flags(run.outputs)[in_domain]
     reasons = [
         *_other_labels(same),
         *_lost_accuracy(lost),
@@ -74,7 +76,7 @@ def hold_to_torch(
         label_agreement=float(same.mean()),
         largest_probability_difference=float(np.abs(given - expected).max()),
         accuracy=float(right.mean()),
-        flagged_share=float(flags.mean()),
+        flagged_share=float(flags.mean()) if len(flags) else 0.0,
         passed=not reasons,
         images=len(rows),
         accuracy_lost=lost,
@@ -140,7 +142,7 @@ def _calibration_errors(
     given: NDArray[np.float32], expected: NDArray[np.float32], rows: Rows, decider: Decider
 ) -> tuple[float | None, float]:
     """The engine's, and by how much it exceeds torch's by the lower end of its 95 % interval."""
-    labelled = rows.targets >= 0 if decider.task == "single" else np.ones(len(rows), bool)
+    labelled = has_label(rows.targets, decider.task)
     if not labelled.any():
         return None, 0.0
     targets = rows.targets[labelled]
@@ -163,7 +165,7 @@ def _flags_too_often(flags: NDArray[np.bool_], decider: Decider) -> list[str]:
     """Whether the share flagged lies over twice alpha by more than chance (binomial test)."""
     from scipy.stats import binomtest
 
-    if decider.alpha < decider.outlier.smallest_alpha:
+    if decider.alpha < decider.outlier.smallest_alpha or not len(flags):
         return []
     most = min(1.0, MOST_FLAGGED_ALPHAS * decider.alpha)
     test = binomtest(int(flags.sum()), len(flags), most, alternative="greater")

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.bundle import Manifest
+from model.bundle import EngineGate, Manifest
 from model.decision import Calibration, probabilities
 from training.answers import Answers, answers_of
 from training.calibration import expected_calibration_error, reliability
 from training.confusions import most_confused
 from training.findings import Findings, Rows, Trained
 from training.heat import draw_heat
+from training.metrics import has_label
 from training.report import write_report
 from training.report_data import EngineRow, Mistake, OutlierCheck, ReportData
 from training.slices import slices_of
@@ -60,8 +61,8 @@ def write_model_card(path: Path, manifest: Manifest, trained: Trained, findings:
         reliability_split=manifest.metrics_split,
         thresholds=findings.choice,
         prediction_sets=manifest.prediction_sets,
-        outlier=_outlier_check(manifest, findings),
-        engines=[_engine_row(name, gate) for name, gate in manifest.engines.items()],
+        outlier=_outlier_check(manifest, trained, findings),
+        engines=_engine_rows(manifest),
         mistakes=mistakes,
         no_heat=no_heat,
         confused=most_confused([answers]),
@@ -104,8 +105,9 @@ def _class_counts(rows: Rows, trained: Trained) -> dict[str, int]:
     return {name: int(count) for name, count in zip(trained.classes, counts, strict=True)}
 
 
-def _outlier_check(manifest: Manifest, findings: Findings) -> OutlierCheck:
-    validation = findings.outputs.validation
+def _outlier_check(manifest: Manifest, trained: Trained, findings: Findings) -> OutlierCheck:
+    in_class = has_label(trained.validation.targets, trained.task)
+    flags = findings.decider.flags(findings.outputs.validation)[in_class]
     return {
         "passed": findings.self_check.passed,
         "sentence": manifest.outlier.statement,
@@ -123,8 +125,8 @@ def _outlier_check(manifest: Manifest, findings: Findings) -> OutlierCheck:
         ],
         "alpha": manifest.outlier.alpha,
         "calibration_count": manifest.outlier.calibration_images,
-        "false_positive_count": int(findings.decider.flags(validation).sum()),
-        "validation_count": len(validation.logits),
+        "false_positive_count": int(flags.sum()),
+        "validation_count": len(flags),
         "kinds": [
             {
                 "kind": kind.kind,
@@ -137,16 +139,40 @@ def _outlier_check(manifest: Manifest, findings: Findings) -> OutlierCheck:
     }
 
 
-def _engine_row(name: str, gate: Any) -> EngineRow:
-    return {
+def _engine_rows(manifest: Manifest) -> list[EngineRow]:
+    rows = [
+        _engine_row(name, gate, serves=name == manifest.decided_by)
+        for name, gate in manifest.engines.items()
+    ]
+    left_out: list[EngineRow] = [
+        {"engine": name, "passed": False, "reason": reason}
+        for name, reason in manifest.engines_left_out.items()
+    ]
+    return rows + left_out
+
+
+def _engine_row(name: str, gate: EngineGate, *, serves: bool) -> EngineRow:
+    row: EngineRow = {
         "engine": name.partition("-")[0],
         "precision": gate.precision,
         "agreement": gate.label_agreement,
         "accuracy": gate.accuracy,
-        "images_per_second": gate.images_per_second,
+        "flagged": gate.flagged_share,
+        "count": gate.images,
         "passed": gate.passed,
+        "serves": serves,
         "reason": gate.reason,
     }
+    lost = gate.accuracy_lost
+    ends = () if lost is None else (lost.value, lost.low, lost.high)
+    known = [its for its in ends if its is not None]
+    if len(known) == 3:
+        row["lost"], row["lost_low"], row["lost_high"] = known
+    if gate.ece is not None:
+        row["ece"] = gate.ece
+    if gate.images_per_second is not None:
+        row["images_per_second"] = gate.images_per_second
+    return row
 
 
 def _answers(trained: Trained, findings: Findings) -> Answers:

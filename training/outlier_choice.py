@@ -5,12 +5,11 @@ makes an image foreign often shows early. So several embeddings and detectors ar
 
 - made foreign images (`self_check.made_foreign_images`), against validation images, and
 - classes left out: the score is fitted anew without the images of one class, whose validation
-  images are then to be told from the others. The network has seen them, unless its body is frozen,
-  so this flatters a fine-tuned network. What it learned of the class must not flatter some scores
-  more than others: without the logit of the class, its images have low logits everywhere, as those
-  of a class never learned have not. So a score that reads logits sees that logit, too, and has to
-  find images of which the network is sure; only of a frozen body, where the head alone knows the
-  class, the logit is left out as well.
+  images are then to be told from the others. Where only the head of the network was fitted, that is
+  fitted anew without them, too. A network that was trained has seen them, which flatters; but what
+  it learned of the class must not flatter some scores more than others. Without its logit, the
+  images of the class would have low logits everywhere, as those of a class never learned have not.
+  So the logit stays, and a score that reads logits has to find images of which the network is sure.
 
 No foreign image that a report measures takes part in the choice. Scores that are not for
 the choosing (`baseline_detectors`) are measured beside it.
@@ -21,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +35,7 @@ from monitoring.outlier import (
     OutlierModel,
 )
 from training.baseline_detectors import FloatArray, Score, fit_baselines
+from training.refitted_head import HeadRecipe
 
 ALL_LAYERS = "all layers"
 EARLIER_LAYERS = "earlier layers"
@@ -105,7 +104,7 @@ def choose_outlier_model(
     foreign: Mapping[str, Outputs],
     *,
     never_learned: Mapping[str, Mapping[str, float]] | None = None,
-    is_body_frozen: bool = False,
+    head: HeadRecipe | None = None,
     seed: int = 0,
 ) -> OutlierChoice:
     """Fit every candidate on the fit split, judge it on validation and foreign images, keep one.
@@ -115,10 +114,11 @@ def choose_outlier_model(
     Of those that are level with the best the first is kept, in the order of detectors, then of
     embeddings: a smaller gain is luck, and the first ones fail on fewer networks. `never_learned`:
     AUROC on classes that a second network was not trained on, by embedding and detector, where
-    there was one; of the penultimate one also by baseline. `is_body_frozen`: only the head was
-    fitted. Raises ValueError for fewer than 2 * NEIGHBOURS rows.
+    there was one; of the penultimate one also by baseline. `head` is how the head was fitted,
+    where nothing else was. Raises ValueError for fewer than 2 * NEIGHBOURS rows.
     """
     detectors = detectors_for(fit.targets)
+    without = tuple(leave_classes_out(fit, validation, head=head, seed=seed))
     tried: list[tuple[Candidate, OutlierModel]] = []
     for name, choice in embedding_choices(parts, fit.outputs.embedding).items():
         fitted = OutlierModel.fit(
@@ -128,10 +128,7 @@ def choose_outlier_model(
             scaled_on=(validation.outputs.embedding, validation.outputs.logits),
             seed=seed,
         )
-        without = leave_classes_out(
-            choice, fit, validation, keep_logit=not is_body_frozen, seed=seed
-        )
-        left_out = _auroc_without_classes(without, detectors)
+        left_out = _auroc_without_classes(without, choice, detectors)
         for detector in detectors:
             model = fitted.with_detector(detector)
             found = _auroc_of_kinds(model, validation.outputs, foreign)
@@ -146,7 +143,6 @@ def choose_outlier_model(
     kept = min(level, key=lambda one: detectors.index(one[0].detector))  # of one, the first
     candidates = tuple(candidate for candidate, _ in tried)
     read = next(iter(embedding_choices(parts, fit.outputs.embedding).values()))
-    without = leave_classes_out(read, fit, validation, keep_logit=not is_body_frozen, seed=seed)
     baselines = _baselines(read, fit, validation, foreign, without, never_learned)
     return OutlierChoice(kept[1], kept[0], candidates, baselines)
 
@@ -211,68 +207,68 @@ class LeftOut:
     index: int  # of the class
     is_foreign: NDArray[np.bool_]  # rows of that class, N
     fit: Labelled  # what is fitted on
-    outputs: Outputs  # of validation; with the logits of that class only where it was learned
-    choice: EmbeddingChoice
+    outputs: Outputs  # of validation
     seed: int
 
-    @cached_property
-    def model(self) -> OutlierModel:
+    def fitted(self, choice: EmbeddingChoice) -> OutlierModel:
         """The score, fitted without that class."""
         usual = ~self.is_foreign
         return OutlierModel.fit(
             self.fit.outputs.embedding,
             self.fit.outputs.logits,
-            choice=self.choice,
+            choice=choice,
             scaled_on=(self.outputs.embedding[usual], self.outputs.logits[usual]),
             seed=self.seed,
         )
 
-    def scores(self, detector: str) -> FloatArray:
-        """Outlier scores, N."""
-        model = self.model.with_detector(detector)
-        return model.score(self.outputs.embedding, self.outputs.logits)[0]
-
 
 def leave_classes_out(
-    choice: EmbeddingChoice,
     fit: Labelled,
     validation: Labelled,
     *,
-    keep_logit: bool,
+    head: HeadRecipe | None = None,
+    keep_logit: bool = True,
     seed: int,
 ) -> Iterator[LeftOut]:
     """To fit the score anew without each of a few classes; none where there are too few images.
 
-    With `keep_logit` it sees all that the network says, of the class that was left out, too.
+    With a `head` that is fitted anew, too. Without one the logit of the class is there or not.
     """
-
-    def of_the_others(logits: FloatArray, index: int) -> FloatArray:
-        return logits if keep_logit else np.delete(logits, index, axis=1)
-
     for index in _classes_to_leave_out(fit, validation):
         kept = np.flatnonzero(~_has(fit.targets, index))
         kept = np.sort(np.random.default_rng(seed).permutation(kept)[:_LEFT_OUT_FIT])
-        logits = of_the_others(fit.outputs.logits[kept], index)
-        fitted_on = Outputs(logits, fit.outputs.embedding[kept])
-        seen = of_the_others(validation.outputs.logits, index)
+        rows, seen = _rows(fit.outputs, kept), validation.outputs
+        if head is not None and fit.targets.ndim == 1:
+            targets = fit.targets[kept]
+            others = targets - (targets > index)  # numbered without a gap
+            refitted = head.without_a_class().fit(rows.embedding, others)
+            rows, seen = (
+                Outputs(refitted.logits(its.embedding), its.embedding) for its in (rows, seen)
+            )
+        elif not keep_logit:
+            rows, seen = (
+                Outputs(np.delete(its.logits, index, axis=1), its.embedding) for its in (rows, seen)
+            )
         yield LeftOut(
             index,
             _has(validation.targets, index),
-            Labelled(fitted_on, fit.targets[kept]),
-            Outputs(seen, validation.outputs.embedding),
-            choice,
+            Labelled(rows, fit.targets[kept]),
+            seen,
             seed,
         )
 
 
 def _auroc_without_classes(
-    without: Iterable[LeftOut], detectors: Sequence[str]
+    without: Iterable[LeftOut], choice: EmbeddingChoice, detectors: Sequence[str]
 ) -> dict[str, float]:
     """Mean over classes left out, by detector; empty where no class can be."""
     found: dict[str, list[float]] = {}
     for left_out in without:
+        fitted = left_out.fitted(choice)
         for detector in detectors:
-            scores = left_out.scores(detector)
+            scores = fitted.with_detector(detector).score(
+                left_out.outputs.embedding, left_out.outputs.logits
+            )[0]
             foreign, domestic = scores[left_out.is_foreign], scores[~left_out.is_foreign]
             found.setdefault(detector, []).append(auroc(foreign, domestic))
     return {detector: float(np.mean(values)) for detector, values in found.items()}
@@ -312,7 +308,7 @@ def _baselines(
     return tuple(found)
 
 
-def _rows(outputs: Outputs, rows: NDArray[np.bool_]) -> Outputs:
+def _rows(outputs: Outputs, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Outputs:
     return Outputs(outputs.logits[rows], outputs.embedding[rows])
 
 

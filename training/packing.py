@@ -17,7 +17,9 @@ from model.bundle import (
     REPORT,
     TRUTH,
     Bundle,
+    ForeignMeasure,
     Manifest,
+    Metric,
     OutlierSummary,
     SetsSummary,
     save_arrays,
@@ -42,10 +44,11 @@ from training.evaluate import assess, headline_metrics, run_engine
 from training.export import check_exports, export_network, remove_int8, run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.gates import gives_the_labels, hold_to_torch
+from training.metrics import auroc_interval, has_label, wilson_interval
 from training.model_card import write_model_card
 from training.outlier_choice import Candidate
 from training.reference import outlier_arrays, write_reference
-from training.self_check import GIVEN, check_outlier_score, made_foreign_images
+from training.self_check import GIVEN, ForeignKind, check_outlier_score, made_foreign_images
 
 EXPORT_CHECK_IMAGES = 64
 LIBRARIES = ("torch", "timm", "openvino", "onnx", "numpy", "pillow", "simplejpeg", "bentoml")
@@ -260,12 +263,25 @@ def _outlier_summary(trained: Trained, findings: Findings) -> OutlierSummary:
         calibration_images=count,
         smallest_alpha=outlier.smallest_alpha,
         self_check={kind.kind: kind.auroc for kind in check.kinds},
+        foreign={kind.kind: _measure(kind, trained) for kind in check.kinds},
         self_check_passed=check.passed,
         statement=f"{check.statement} {promise}.",
         embedding=check.chosen.embedding,
         detector=check.chosen.detector,
         candidates=_aurocs(check.candidates),
         baselines=_aurocs(check.baselines),
+    )
+
+
+def _measure(kind: ForeignKind, trained: Trained) -> ForeignMeasure:
+    domestic = int(has_label(trained.validation.targets, trained.task).sum())
+    low, high = auroc_interval(kind.auroc, kind.images, domestic)
+    flagged = wilson_interval(round(kind.flagged_share * kind.images), kind.images)
+    return ForeignMeasure(
+        auroc=Metric(value=kind.auroc, low=low, high=high, count=kind.images),
+        flagged=Metric(
+            value=kind.flagged_share, low=flagged[0], high=flagged[1], count=kind.images
+        ),
     )
 
 

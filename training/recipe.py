@@ -113,8 +113,8 @@ def _train_without(
         return None
     if outcome.kept == LINEAR_HEAD_KEPT:
         say(
-            "no second training: only the head was fitted, so the score without a class is what a"
-            " network would give that never learned it"
+            "no second training: only the head was fitted, and it is fitted anew without each class"
+            " anyway to see what the outlier score makes of classes never learned"
         )
         return None
     say(f"training a second time without {', '.join(classes)}")

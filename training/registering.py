@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from model.bundle import Bundle, DataSummary
+from model.decision import Task
 from model.network import Network
 from model.store import ModelStore
 from training.diagnosis import diagnose, no_better
@@ -18,6 +19,7 @@ from training.history import TrainingHistory
 from training.image_sizes import image_sizes
 from training.linear_head import WEIGHT_DECAYS
 from training.loading import LoadedSplit
+from training.metrics import has_label
 from training.never_learned import NeverLearned
 from training.objectives import costs_of
 from training.packing import pack
@@ -90,6 +92,7 @@ def _trained(
 ) -> Trained:
     """All that is known of a training, for packing."""
     source, splits = prepared.source, prepared.splits
+    rows = {split: _rows(splits[split], split, source.task) for split in Split}
     return Trained(
         name=request.name,
         task=source.task,
@@ -98,7 +101,7 @@ def _trained(
         architecture=prepared.architecture,
         network=outcome.network,
         input=prepared.spec,
-        **{split.value: _rows(splits[split]) for split in Split},
+        **{split.value: its for split, its in rows.items()},
         data=_summary(request, source, splits),
         settings=_settings(prepared, outcome, never_learned, request),
         curves={**_curves(outcome.history), "diagnosis": sentences},
@@ -107,13 +110,14 @@ def _trained(
         none_loss=request.none_loss,
         foreign=prepared.foreign,
         head=outcome.settings.head,
+        learn_none=outcome.settings.learn_none,
         is_body_frozen=outcome.kept == LINEAR_HEAD_KEPT,
         head_weight_decay=outcome.head_weight_decay,
         objective=prepared.objective,
         per_class_thresholds=request.per_class_thresholds is not False,
         intended_use=request.intended_use.strip(),
         image_sizes={
-            split.value: image_sizes(source, splits[split].names)
+            split.value: image_sizes(source, rows[split].names)
             for split in (Split.VALIDATION, Split.TEST)
         },
         int8=request.int8,
@@ -179,8 +183,16 @@ def _threshold_settings(prepared: Prepared, request: TrainRequest) -> dict[str, 
     }
 
 
-def _rows(split: LoadedSplit) -> Rows:
-    return Rows(split.images, split.targets, tuple(split.names))
+def _rows(loaded: LoadedSplit, split: Split, task: Task) -> Rows:
+    """Those of a split; images of none of the classes take part in fit and validation alone.
+
+    No promise is calibrated on them, and no figure reported on them.
+    """
+    rows = Rows(loaded.images, loaded.targets, tuple(loaded.names))
+    labelled = has_label(loaded.targets, task)
+    if split in (Split.FIT, Split.VALIDATION) or labelled.all():
+        return rows
+    return rows.take(np.flatnonzero(labelled))
 
 
 def _summary(

@@ -28,7 +28,7 @@ SPLITS = ("fit", "validation", "calibration", "test")
 SPLIT_USE = {
     "fit": "learns the weights",
     "validation": "makes every choice",
-    "calibration": "sets the outlier flag, nothing else",
+    "calibration": "sets the outlier flag, prediction sets and what drift is held to",
     "test": "reported once",
 }
 

@@ -64,14 +64,25 @@ class OutlierCheck(TypedDict, total=False):
 
 
 class EngineRow(TypedDict, total=False):
-    """One exported engine at the gate; shares in 0 to 1, `reason` why it was left out."""
+    """One exported engine at the gate; shares in 0 to 1, `reason` why it was left out.
+
+    `lost` is torch's accuracy less its own on the same `count` images, with the paired interval
+    `lost_low` to `lost_high`; `serves` marks the one that decisions were fitted to.
+    """
 
     engine: str
     precision: str
     agreement: float
     accuracy: float
+    lost: float
+    lost_low: float
+    lost_high: float
+    ece: float
+    flagged: float
+    count: int
     images_per_second: float
     passed: bool
+    serves: bool
     reason: str
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from model.errors import SettingsError
+from training.none_choice import DEFAULT_LOSS
 from training.request import TrainRequest
 from training.settings import TrainingSettings
 from training.sources import Source
@@ -73,10 +74,18 @@ def _refuse_for_task(request: TrainRequest, source: Source) -> None:
         raise SettingsError(f"{', '.join(without)}: it is for one label per image; leave it out")
     saying_none = {"--negatives": request.negatives, "--none-loss": request.none_loss}
     without = [option for option, given in saying_none.items() if given]
-    if without and not (request.none_allowed and source.task == "single"):
+    may_say_none = request.none_allowed and source.task == "single"
+    if without and not may_say_none:
         raise SettingsError(
             f"{', '.join(without)}: it is for single-label models that may say none; give --none"
             " too, or leave it out"
+        )
+    loss = DEFAULT_LOSS if request.none_loss is None else request.none_loss
+    if may_say_none and request.alpha is not None and request.alpha > loss:
+        raise SettingsError(
+            f"PLUMBLINE_ALPHA {request.alpha:g} lets the outlier flag alone take more than the"
+            f" {loss:g} of the images of the classes that --none-loss allows; lower the one, raise"
+            " the other, or leave PLUMBLINE_ALPHA to the training"
         )
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from decisions_parts.foreign_kinds import far_from_emoji, foreign_to_garments, near_to_emoji
 
+from model.embedding import penultimate_columns
 from model.engines import Outputs
 from model.images import Pixels
 from monitor_parts import detectors
@@ -38,6 +39,7 @@ from training.outlier_choice import (
     choose_outlier_model,
     embedding_choices,
 )
+from training.refitted_head import HeadRecipe
 from training.self_check import made_foreign_images
 from training.splits import Split
 
@@ -128,8 +130,19 @@ def chosen_now(version: Version) -> OutlierChoice:
         Labelled(fit.outputs, targets),
         Labelled(version.split(Split.VALIDATION).outputs, version.targets(Split.VALIDATION)),
         {kind: version.seen(f"made {kind}", _given(its)).outputs for kind, its in made.items()},
-        is_body_frozen=version.manifest.training["kept"] == LINEAR_HEAD_KEPT,
+        head=_head_of(version) if version.manifest.training["kept"] == LINEAR_HEAD_KEPT else None,
         seed=seed,
+    )
+
+
+def _head_of(version: Version) -> HeadRecipe:
+    manifest = version.manifest
+    return HeadRecipe(
+        penultimate=penultimate_columns(manifest.embedding_parts),
+        class_count=len(manifest.classes),
+        task=manifest.task,
+        weight_decay=float(manifest.training["weight_decay"]),
+        seed=int(manifest.training["seed"]),
     )
 
 

@@ -234,7 +234,14 @@ def test_a_required_file_that_is_not_listed_is_named(bundle_directory):
 
 def test_a_newer_schema_is_refused_before_anything_else_is_read(bundle_directory):
     change_manifest(bundle_directory, schema_number=3, surprise="of a later version")
-    with pytest.raises(BundleError, match="schema 3; this Plumbline reads 1 and 2"):
+    with pytest.raises(BundleError, match=r"schema 3; this Plumbline reads 1 and 2.*--upgrade"):
+        load(bundle_directory)
+
+
+@pytest.mark.parametrize("schema", [0, -1, None, "2", 1.5, [2]])
+def test_a_schema_that_never_was_is_refused_with_another_mend(schema, bundle_directory):
+    change_manifest(bundle_directory, schema_number=schema)
+    with pytest.raises(BundleError, match=r"this Plumbline reads 1 and 2\. Make the version anew"):
         load(bundle_directory)
 
 

@@ -8,6 +8,7 @@ import pytest
 from monitoring.outlier import KNN_AND_VIM, OutlierModel
 from training.cross_fitting import can_cross_fit, cross_fitted_scores
 from training.linear_head import fit_head
+from training.refitted_head import HeadRecipe
 
 CLASSES, WEIGHT_DECAY = 3, 1.0
 
@@ -25,13 +26,9 @@ def cross_fitted(embedding: np.ndarray, targets: np.ndarray, seed: int) -> np.nd
         embedding,
         targets,
         scaled_on=embeddings(60, 500 + seed)[0],
-        penultimate=slice(None),
         like=OutlierModel.fit(embedding, embedding[:, :CLASSES]),
         detector=KNN_AND_VIM,
-        class_count=CLASSES,
-        task="single",
-        weight_decay=WEIGHT_DECAY,
-        seed=seed,
+        head=HeadRecipe(slice(None), CLASSES, "single", WEIGHT_DECAY, seed=seed),
     )
 
 

@@ -155,3 +155,17 @@ def test_the_paired_interval_covers_the_true_loss():
         loss = paired_loss(right, torch_right)
         held.append(loss.low <= lost - won <= loss.high)
     assert 0.93 <= np.mean(held) <= 1
+
+
+def test_negatives_among_the_validation_images_are_flagged_rightly(by_torch, rows, decider):
+    """They are images of none of the classes: that they are flagged holds against no engine."""
+    negatives = np.arange(0, COUNT, 10)
+    targets, embedding = rows.targets.copy(), by_torch.embedding.copy()
+    targets[negatives] = -1
+    embedding[negatives] += 50
+    outputs = Outputs(by_torch.logits, embedding)
+    run = EngineRun("torch-f32", "f32", outputs, 1.0)
+    gate = hold_to_torch(run, outputs, replace(rows, targets=targets), decider)
+    assert decider.flags(outputs)[negatives].all()
+    assert (gate.passed, gate.reason) == (True, "")
+    assert gate.flagged_share < 0.04

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from model.bundle import INT8, DataSummary
+from model.bundle import INT8, REPORT, DataSummary
 from model.decision import Calibration, Thresholds, decide, probabilities
 from model.engines import Outputs, load_engine
 from model.errors import DataError, EngineError
@@ -97,6 +97,15 @@ def test_every_engine_is_gated_and_int8_kept_where_it_passed(trained: Trained, s
     assert manifest.engines["torch-f32"].label_agreement == 1
     assert (INT8 in manifest.files) is manifest.engines["openvino-int8"].passed
     assert load_engine("openvino", bundle).run(trained.validation.images[:2]).logits.shape == (2, 3)
+    assert set(manifest.outlier.foreign) == set(manifest.outlier.self_check)
+    for measure in manifest.outlier.foreign.values():
+        for its in (measure.auroc, measure.flagged):
+            assert 0 <= its.low <= its.value <= its.high <= 1
+            assert its.count == 500
+    report = bundle.path(REPORT).read_text()
+    engines = report.split('<section id="engines">')[1].split("</section>")[0]
+    assert engines.count("<tr>") == 1 + len(measured)
+    assert ">serves<" in engines
 
 
 def test_where_every_gate_fails_the_rest_is_fitted_to_float32_and_int8_goes(

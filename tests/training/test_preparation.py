@@ -94,6 +94,10 @@ def test_a_version_s_weights_come_with_its_input(request_for, store: ModelStore,
             {"task": "multi", "none_allowed": True, "none_loss": 0.05},
             "--none-loss: it is for single-label models",
         ),
+        (
+            {"task": "single", "none_allowed": True, "alpha": 0.05},
+            "PLUMBLINE_ALPHA 0.05 lets the outlier flag alone take more than the 0.02",
+        ),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(

@@ -103,7 +103,21 @@ def single(classes: list[str] | None = None, **changes: Any) -> ReportData:
             "kinds": [{"kind": "noise", "auroc": 0.987, "flagged": 0.77, "count": 1_000}],
         },
         engines=[
-            {"engine": "openvino", "precision": "bf16", "agreement": 0.9991, "passed": True},
+            {
+                "engine": "openvino",
+                "precision": "bf16",
+                "agreement": 0.9991,
+                "accuracy": 0.925,
+                "lost": 0.0012,
+                "lost_low": -0.0031,
+                "lost_high": 0.0055,
+                "ece": 0.0145,
+                "flagged": 0.0082,
+                "count": 1_234,
+                "images_per_second": 9_461.0,
+                "passed": True,
+                "serves": True,
+            },
             {"engine": "openvino", "precision": "int8", "passed": False, "reason": "disagrees"},
         ],
         mistakes=[
@@ -360,3 +374,11 @@ def test_smoothing_keeps_the_length_and_takes_out_noise() -> None:
     noisy = np.random.default_rng(0).normal(1, 1, 5_000)
     assert len(smooth(noisy)) == 5_000
     assert smooth(noisy)[500:].std() < 0.15
+
+
+def test_engines_stand_with_all_that_their_gate_measured() -> None:
+    section = render(single()).split('<section id="engines">')[1].split("</section>")[0]
+    words = " ".join(re.sub(r"<[^>]+>", " ", section).split())
+    for seen in ("1,234", "99.91", "+0.12 -0.31 – +0.55", "0.015", "0.8", "9,461", "serves"):
+        assert seen in words
+    assert "✗ left out disagrees" in words
