@@ -45,7 +45,7 @@ class Thrashing(Engine):
     """Twice as slow from a size on."""
 
     def __init__(self, least: int, most: int = 1_000) -> None:
-        super().__init__(0.0, 0.0001)
+        super().__init__(0.0, 0.001)
         self.range = range(least, most + 1)
 
     def run(self, size: int) -> None:
