@@ -5,7 +5,8 @@
 As shipped, beside the same without the settings of the allocator, and without `gc.freeze`: images a
 second at full load, p99 of a client at half of it (evenly spaced), memory. On both cores: two
 workers with a compute thread each, as shipped, beside one worker with two. The load generator then
-shares a core with a worker, for all alike.
+shares a core with a worker, for all alike. Batches are of up to 8 throughout, so that nothing else
+differs; the kinds take turns in another order each round.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from serve_parts.servers import LOAD_CORE, SERVER_CORE, Server, plumbline
 
 SHIPPED, NO_ALLOCATOR, NO_FREEZE = "as shipped", "default allocator", "no gc.freeze"
 TWO_WORKERS, TWO_THREADS = "two workers of one thread", "one worker of two threads"
+BATCH = "8"
 ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 _WITHOUT_ALLOCATOR = f"""
 import service.serving
@@ -36,8 +38,9 @@ def main() -> None:
     """Measure and print."""
     figures, options = begin("tuning", parser_of(__doc__))
     found: dict[tuple[str, str], list[float]] = {}
-    for _ in range(options.rounds):
-        for name in (SHIPPED, NO_ALLOCATOR, NO_FREEZE, TWO_WORKERS, TWO_THREADS):
+    kinds = (SHIPPED, NO_ALLOCATOR, NO_FREEZE, TWO_WORKERS, TWO_THREADS)
+    for number in range(options.rounds):
+        for name in kinds[number % len(kinds) :] + kinds[: number % len(kinds)]:
             with opened(name, options) as server:
                 for what, value in measure(server, options).items():
                     found.setdefault((name, what), []).append(value)
@@ -54,15 +57,18 @@ def opened(name: str, options: Namespace) -> AbstractContextManager[Server]:
     if name == NO_ALLOCATOR:
         unset = [part for variable in ALLOCATOR for part in ("-u", variable)]
         return plumbline(
-            home, model, command=("env", *unset, sys.executable, "-c", _WITHOUT_ALLOCATOR)
+            home,
+            model,
+            command=("env", *unset, sys.executable, "-c", _WITHOUT_ALLOCATOR),
+            batch_images=BATCH,
         )
     if name == NO_FREEZE:
         return plumbline(home, model, look_inside=True, environment={"BENCH_WITHOUT_FREEZE": "yes"})
     if name == TWO_WORKERS:
-        return plumbline(home, model, cores=both, workers="2")
+        return plumbline(home, model, cores=both, workers="2", batch_images=BATCH)
     if name == TWO_THREADS:
-        return plumbline(home, model, cores=both, engine_threads="2")
-    return plumbline(home, model)
+        return plumbline(home, model, cores=both, engine_threads="2", batch_images=BATCH)
+    return plumbline(home, model, batch_images=BATCH)
 
 
 def measure(server: Server, options: Namespace) -> dict[str, float]:
