@@ -63,7 +63,13 @@ def opened(name: str, options: Namespace) -> AbstractContextManager[Server]:
             batch_images=BATCH,
         )
     if name == NO_FREEZE:
-        return plumbline(home, model, look_inside=True, environment={"BENCH_WITHOUT_FREEZE": "yes"})
+        return plumbline(
+            home,
+            model,
+            look_inside=True,
+            environment={"BENCH_WITHOUT_FREEZE": "yes"},
+            batch_images=BATCH,
+        )
     if name == TWO_WORKERS:
         return plumbline(home, model, cores=both, workers="2", batch_images=BATCH)
     if name == TWO_THREADS:
