@@ -1,10 +1,10 @@
 """Write scenes of none to four garments of Fashion-MNIST: several labels per image, or none.
 
-    python examples/make_scenes.py FOLDER
+    python examples/make_scenes.py FOLDER [COUNT]
     plumbline train --data FOLDER/scenes.csv --delimiter ';' --name scenes
 
-6,000 grey scenes of 56 px. Every garment is shown once in all of them, in a quarter of its own,
-smaller or larger, moved, and dimmer or brighter, on noise. As many scenes of each number of
+6,000 grey scenes of 56 px, or COUNT. Every garment is shown once in all of them, in a quarter of its
+own, smaller or larger, moved, and dimmer or brighter, on noise. As many scenes of each number of
 garments; the classes are as frequent as in Fashion-MNIST. FOLDER/scenes.csv names the classes seen.
 """
 
@@ -30,7 +30,7 @@ NOISE = 12  # standard deviation, of 255
 Pixels = NDArray[np.uint8]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, count: int = SCENES) -> None:
     """Write the scenes and the table, the same ones every time."""
     garments = read_idx_files(fashion_mnist_folder())
     random = np.random.default_rng(0)
@@ -39,14 +39,14 @@ def main(folder: Path) -> None:
     with (folder / "scenes.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["fname", "labels"])
-        for number in range(SCENES):
+        for number in range(count):
             rows = [int(next(unseen)) for _ in range(number % (len(QUARTERS) + 1))]
             place = Path("scenes", f"{number:04}.png")
             scene = compose([garments.images[row] for row in rows], random)
             Image.fromarray(scene).save(folder / place)
             names = sorted({garments.classes[garments.labels[row]] for row in rows})
             table.writerow([place.as_posix(), ";".join(names)])
-    print(f"{SCENES} scenes and scenes.csv in {folder}")
+    print(f"{count} scenes and scenes.csv in {folder}")
 
 
 def compose(images: list[Pixels], random: np.random.Generator) -> Pixels:
@@ -61,6 +61,6 @@ def compose(images: list[Pixels], random: np.random.Generator) -> Pixels:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python examples/make_scenes.py FOLDER")
-    main(Path(sys.argv[1]))
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python examples/make_scenes.py FOLDER [COUNT]")
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+ROOT = Path(__file__).parents[2]
 QUICK = ("--architecture", "small-resnet", "--batch-size", "128")
 
 
@@ -121,3 +123,26 @@ def test_none_is_learned_from_negatives_and_tuned_with_the_flag(
     )
     answers = [json.loads(line) for line in told.stdout.splitlines()]
     assert np.mean([not its["labels"] or its["out_of_domain"]["flagged"] for its in answers]) > 0.8
+
+
+@pytest.mark.slow
+def test_real_scenes_of_several_garments_get_platt_thresholds_and_sets(run_plumbline, tmp_path):
+    """Multi-label from pictures to decisions, on images that show none to four garments."""
+    make = ROOT / "examples" / "make_scenes.py"
+    subprocess.run([sys.executable, make, tmp_path, "1200"], check=True, stdout=subprocess.DEVNULL)
+    home = tmp_path / "home"
+    options = ("--delimiter", ";", "--int8", "--epochs", "3", "--json", *QUICK)
+    done = run_plumbline(
+        *("train", "--data", tmp_path / "scenes.csv", "--name", "scenes", *options), home=home
+    )
+    version = json.loads(done.stdout)["version"]
+    manifest = json.loads(run_plumbline("models", "show", version, home=home).stdout)
+    assert manifest["calibration"]["method"] == "platt"
+    assert len(manifest["calibration"]["slopes"]) == 10
+    tuned = manifest["threshold_evidence"]
+    assert tuned["score"] > tuned["score_at_half"]
+    assert manifest["outlier"]["detector"] in ("KNN + residual", "residual", "KNN")
+    assert {its["coverage"] for its in manifest["prediction_sets"]["measured"]} >= {0.8, 0.9}
+    gates = manifest["engines"]
+    assert gates["openvino-f32"]["passed"]
+    assert "openvino-int8" in {**gates, **manifest["engines_left_out"]}
