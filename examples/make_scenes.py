@@ -4,8 +4,9 @@
     plumbline train --data FOLDER/scenes.csv --delimiter ';' --name scenes
 
 6,000 grey scenes of 56 px, or COUNT. Every garment is shown once in all of them, in a quarter of
-its own, smaller or larger, moved, and dimmer or brighter, on noise. As many scenes of each number of
-garments; the classes are as frequent as in Fashion-MNIST. FOLDER/scenes.csv names the classes seen.
+its own, smaller or larger, moved, and dimmer or brighter, on noise. As many scenes of each number
+of garments; the classes are as frequent as in Fashion-MNIST. FOLDER/scenes.csv names the classes
+seen.
 """
 
 from __future__ import annotations
