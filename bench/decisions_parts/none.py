@@ -1,13 +1,14 @@
 """None of the classes: what a single-label model does with images of none of them.
 
     .venv/bin/python bench/decisions.py none [--data fashion emoji] [--draws 0 1 2 3 4]
-        [--head softmax]
+        [--head softmax] [--negatives digits]
 
 `fashion`: Fashion-MNIST without three garments, which each seeded draw leaves out of every
 split, trained by `plumbline train --none --none-loss 0.05 --head HEAD`. Of the test images of the
 other seven at most 5 % should get no label or a flag; at least 85 % of the foreign images
 (`foreign_kinds`) and 50 % of the test images of the three garments should. Beside it the softmax
-baseline: a threshold on the best probability alone, that loses 5 % of the validation images.
+baseline: a threshold on the best probability alone, that loses 5 % of the validation images. With
+`--negatives` the images of one foreign kind are learned from, and the others judge.
 
 `emoji`: two of the seven categories left out, by a linear head (`--epochs 0`) and fine-tuned
 (`--keep-fine-tuned`): AUROC of the outlier score on each far kind (at least 0.96), on near kinds,
@@ -32,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from train_parts.machine import print_machine
 
 from decisions_parts.foreign_kinds import far_from_emoji, foreign_to_garments, near_to_emoji
@@ -61,11 +63,12 @@ def main() -> None:
     )
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--head", choices=["softmax", "sigmoid"], default="softmax")
+    parser.add_argument("--negatives", help="A foreign kind of `fashion`, to be learned from.")
     options = parser.parse_args()
     print_machine("torch", "openvino", "numpy")
     reached = True
     if "fashion" in options.data:
-        reached &= fashion(options.draws, options.head)
+        reached &= fashion(options.draws, options.head, options.negatives)
     if "emoji" in options.data:
         for name, training in (
             ("linear head", ("--epochs", "0")),
@@ -75,14 +78,19 @@ def main() -> None:
     sys.exit(0 if reached else 1)
 
 
-def fashion(draws: Sequence[int], head: str) -> bool:
-    """Print each draw and the means; whether they reach the floors."""
+def fashion(draws: Sequence[int], head: str, negatives: str | None = None) -> bool:
+    """Print each draw and the means; whether they reach the floors.
+
+    The kind of the `negatives` is told, and counts for no mean over the kinds.
+    """
     rows = []
     for draw in draws:
         left_out = np.sort(np.random.default_rng(draw).permutation(10)[:GARMENTS])
         with tempfile.TemporaryDirectory() as folder:
             held_out = write_without(Path(folder, "data"), left_out)
-            options = ("--none", "--none-loss", str(LOSS), "--seed", str(draw), "--head", head)
+            options = ["--none", "--none-loss", str(LOSS), "--seed", str(draw), "--head", head]
+            if negatives is not None:
+                options += ["--negatives", str(write_kind(Path(folder, "negatives"), negatives))]
             version = train(Path(folder, "data"), Path(folder, "home"), options)
             opened, engine = open_trained(Path(folder, "home"), version)
             decider, spec = opened.decider(), opened.manifest.input
@@ -95,10 +103,12 @@ def fashion(draws: Sequence[int], head: str) -> bool:
             print(f"  draw {draw}, without {left_out.tolist()}: {told(rows[-1])}", flush=True)
     means = {kind: np.mean([row[kind] for row in rows], axis=0) for kind in rows[0]}
     foreign = np.mean(
-        [its for kind, its in means.items() if kind not in ("in class", LEFT_OUT)], axis=0
+        [its for kind, its in means.items() if kind not in ("in class", LEFT_OUT, negatives)],
+        axis=0,
     )
+    learned = f", learned from {negatives}" if negatives else ""
     print(
-        f"fashion, {head}, share with no label or a flag (softmax alone), mean of {len(rows)} draws"
+        f"fashion, {head}{learned}, share with no label or a flag (softmax alone), mean of {len(rows)} draws"
     )
     for kind, its in means.items():
         spread = [row[kind][0] for row in rows]
@@ -141,6 +151,18 @@ def write_without(folder: Path, left_out: NDArray[np.int64]) -> Pixels:
         numbers = np.searchsorted(kept, labels[rows]).astype(np.uint8)
         write_idx(folder / f"{part}-labels-idx1-ubyte", numbers, 2049)
     return held_out[1]
+
+
+def write_kind(folder: Path, kind: str) -> Path:
+    """PNGs of the images of a foreign kind."""
+    folder.mkdir()
+    spec = InputSpec(size=28, mean=(0, 0, 0), std=(1, 1, 1))
+    kinds = dict(foreign_to_garments(spec))
+    if kind not in kinds:
+        raise SystemExit(f"--negatives {kind}: valid are {', '.join(kinds)}")
+    for number, image in enumerate(kinds[kind]):
+        Image.fromarray(image).save(folder / f"{number:04}.png")
+    return folder
 
 
 def read_idx(part: str) -> tuple[Pixels, Pixels]:
