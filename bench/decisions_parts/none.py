@@ -108,7 +108,8 @@ def fashion(draws: Sequence[int], head: str, negatives: str | None = None) -> bo
     )
     learned = f", learned from {negatives}" if negatives else ""
     print(
-        f"fashion, {head}{learned}, share with no label or a flag (softmax alone), mean of {len(rows)} draws"
+        f"fashion, {head}{learned}, share with no label or a flag (softmax alone),"
+        f" mean of {len(rows)} draws"
     )
     for kind, its in means.items():
         spread = [row[kind][0] for row in rows]
