@@ -120,7 +120,7 @@ def test_a_head_that_alone_was_fitted_is_fitted_anew_without_the_class() -> None
     others = np.delete(np.arange(CLASSES), its.index)
     by_head = others[its.outputs.logits.argmax(axis=1)]
     assert (by_head == VALIDATION.targets)[~its.is_foreign].mean() > 0.95
-    # Nothing of the class left out is in it: another name for its images changes nothing.
+    # Nothing of what the network said before is in it.
     renamed = Labelled(FIT.outputs._replace(logits=FIT.outputs.logits * 0), FIT.targets)
     again = next(leave_classes_out(renamed, VALIDATION, head=recipe, seed=0))
     assert np.array_equal(again.outputs.logits, its.outputs.logits)
