@@ -15,9 +15,10 @@ from training.calibration import fit_platt, fit_temperature
 from training.cross_fitting import can_cross_fit, cross_fitted_scores
 from training.evaluate import Decider
 from training.findings import SplitOutputs, Trained
-from training.none_choice import DEFAULT_LOSS, LEARNED_LEFT_OUT, Judged, NoneChoice, choose_none
+from training.none_choice import DEFAULT_LOSS, Judged, NoneChoice, choose_none
 from training.outlier_choice import (
     CLASSES_LEFT_OUT,
+    LEARNED_LEFT_OUT,
     Labelled,
     LeftOut,
     OutlierChoice,

@@ -24,8 +24,6 @@ from training.thresholds import BOOTSTRAP, LEAST_LOST, ThresholdChoice
 
 Floats = NDArray[np.float64]
 
-# Of a network that was trained on them: it has made room for them, which flatters.
-LEARNED_LEFT_OUT = "classes left out of the score (learned, so it flatters)"
 DEFAULT_LOSS = 0.02  # share of the images of the classes
 FLAG_SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)  # of the loss, that the flag may take
 

@@ -40,6 +40,8 @@ from training.refitted_head import HeadRecipe
 ALL_LAYERS = "all layers"
 EARLIER_LAYERS = "earlier layers"
 CLASSES_LEFT_OUT = "classes left out of the score"
+# Of a network that was trained on them: it has made room for them.
+LEARNED_LEFT_OUT = f"{CLASSES_LEFT_OUT} (learned, so it flatters)"
 CLASSES_NEVER_LEARNED = "classes never learned"  # by a second training, on request
 MOST_LEFT_OUT = 5  # classes, the most frequent ones
 # Over the square root of the number of validation images: what is within it of the best mean AUROC
