@@ -20,11 +20,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -76,8 +76,9 @@ class EngineGate(_Strict):
     `flagged_share` is the realised share of validation images flagged as out of domain.
     `accuracy_lost` is torch's accuracy minus the engine's on the same images, with its paired
     interval; `ece` is null where no image has a label. `images_per_second` was measured when the
-    bundle was packed: one thread, batches of 8. `reason` says why an engine is refused. Bundles of
-    schema 1 lack these five, and `images` is then 0.
+    bundle was packed: one thread, batches of 8. `reason` says why an engine is refused. `measured`
+    holds label_agreement, accuracy, ece and flagged_share again, with intervals and counts. Bundles
+    made before there were these six lack them, and `images` is then 0.
     """
 
     precision: str
@@ -91,6 +92,15 @@ class EngineGate(_Strict):
     ece: float | None = None
     images_per_second: float | None = None
     reason: str = ""
+    measured: dict[str, Metric] = Field(default_factory=dict)
+
+
+def _without_interval(value: Any) -> Any:
+    return {"value": value} if isinstance(value, float | int) else value
+
+
+# In bundles made before there were intervals a number stands in its place.
+MetricOrNumber = Annotated[Metric, BeforeValidator(_without_interval)]
 
 
 class ForeignMeasure(_Strict):
@@ -123,8 +133,8 @@ class OutlierSummary(_Strict):
     statement: str
     embedding: str = PENULTIMATE
     detector: str = "KNN + ViM"
-    candidates: dict[str, dict[str, float]] = Field(default_factory=dict)
-    baselines: dict[str, dict[str, float]] = Field(default_factory=dict)
+    candidates: dict[str, dict[str, MetricOrNumber]] = Field(default_factory=dict)
+    baselines: dict[str, dict[str, MetricOrNumber]] = Field(default_factory=dict)
 
 
 class SetsMeasure(_Strict):

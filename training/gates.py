@@ -30,7 +30,7 @@ from training.calibration import expected_calibration_error
 from training.engine_runs import EngineRun
 from training.evaluate import Decider
 from training.findings import Rows
-from training.metrics import bootstrap, has_label, weighted_calibration_error
+from training.metrics import bootstrap, has_label, mirrored, share_of, weighted_calibration_error
 
 LEAST_LABEL_AGREEMENT = 0.995
 FEW_OTHER_LABELS = 2  # images that may get other labels, however few there are
@@ -63,12 +63,16 @@ def hold_to_torch(
     same = _same(labels, torch_labels)
     lost = paired_loss(right, torch_right)
     ece, ece_added = _calibration_errors(given, expected, rows, decider)
+    shares = {"label_agreement": same, "accuracy": right}
     in_domain = has_label(rows.targets, decider.task)
     flags = decider.flags(run.outputs)[in_domain]
+    if len(flags):
+        shares["flagged_share"] = flags
+    measured = {name: share_of(int(its.sum()), len(its)) for name, its in shares.items()}
     reasons = [
         *_other_labels(same),
         *_lost_accuracy(lost),
-        *_lost_calibration(ece, ece_added),
+        *_lost_calibration(None if ece is None else ece.value, ece_added),
         *_flags_too_often(flags, decider),
     ]
     return EngineGate(
@@ -80,9 +84,10 @@ def hold_to_torch(
         passed=not reasons,
         images=len(rows),
         accuracy_lost=lost,
-        ece=ece,
+        ece=None if ece is None else ece.value,
         images_per_second=run.images_per_second,
         reason="; ".join(reasons),
+        measured=measured if ece is None else {**measured, "ece": ece},
     )
 
 
@@ -112,6 +117,7 @@ def paired_loss(right: NDArray[np.bool_], torch_right: NDArray[np.bool_]) -> Met
         value=(lost - won) / count,
         low=float(middle - _NORMAL_95 * spread),
         high=float(middle + _NORMAL_95 * spread),
+        count=count,
     )
 
 
@@ -140,7 +146,7 @@ def _lost_accuracy(lost: Metric) -> list[str]:
 
 def _calibration_errors(
     given: NDArray[np.float32], expected: NDArray[np.float32], rows: Rows, decider: Decider
-) -> tuple[float | None, float]:
+) -> tuple[Metric | None, float]:
     """The engine's, and by how much it exceeds torch's by the lower end of its 95 % interval."""
     labelled = has_label(rows.targets, decider.task)
     if not labelled.any():
@@ -148,8 +154,13 @@ def _calibration_errors(
     targets = rows.targets[labelled]
     tables = given[labelled], expected[labelled]
     its, torchs = (weighted_calibration_error(table, targets) for table in tables)
-    added = bootstrap(lambda weights: its(weights) - torchs(weights), len(targets))
-    return expected_calibration_error(tables[0], targets), float(np.quantile(added, 0.025))
+    drawn = bootstrap(
+        lambda weights: np.stack([its(weights), torchs(weights)], axis=-1), len(targets)
+    )
+    ece = expected_calibration_error(tables[0], targets)
+    low, high = mirrored(ece, np.quantile(drawn[:, 0], [0.025, 0.975]).tolist())
+    measured = Metric(value=ece, low=low, high=high, count=len(targets))
+    return measured, float(np.quantile(drawn[:, 0] - drawn[:, 1], 0.025))
 
 
 def _lost_calibration(ece: float | None, added: float) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.bundle import Metric
 from model.decision import Task, Thresholds, decide
 from model.errors import DataError
 from training.calibration import (
@@ -97,6 +98,16 @@ def wilson_interval(successes: int, trials: int) -> Interval:
 
     interval = binomtest(successes, trials).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
+
+
+def share_of(successes: int, trials: int) -> Metric:
+    """A share with its 95 % interval.
+
+    >>> share_of(9, 10).value, share_of(9, 10).count
+    (0.9, 10)
+    """
+    low, high = wilson_interval(successes, trials)
+    return Metric(value=successes / trials, low=low, high=high, count=trials)
 
 
 def auroc_interval(auroc: float, foreign: int, domestic: int) -> Interval:
@@ -308,11 +319,16 @@ def _put_calibration(found: dict[str, Any], table: Floats, wanted: Array, draw: 
     _put(found, "brier", brier_score(table, wanted), draw.interval(_weighted_mean(each)))
     value = expected_calibration_error(table, wanted)
     interval = draw.interval(weighted_calibration_error(table, wanted))
-    if interval is not None:
-        # Re-drawing adds noise, and noise raises this error: the basic bootstrap mirrors it back.
-        low, high = interval
-        interval = [max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)]
-    _put(found, "ece", value, interval)
+    _put(found, "ece", value, None if interval is None else mirrored(value, interval))
+
+
+def mirrored(error: float, interval: Sequence[float]) -> Interval:
+    """The basic bootstrap interval of a calibration error, from points of its re-draws.
+
+    Re-drawing adds noise, and noise raises this error: it is mirrored back.
+    """
+    low, high = interval
+    return [max(0.0, min(error, 2 * error - high)), max(error, 2 * error - low)]
 
 
 def weighted_calibration_error(probabilities: Array, targets: Array) -> Callable[[Weights], Floats]:

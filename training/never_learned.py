@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.bundle import Metric
 from model.embedding import PENULTIMATE
 from model.errors import SettingsError
 from model.network import Network
@@ -25,7 +26,7 @@ from training.baseline_detectors import fit_baselines
 from training.export import run_network
 from training.loading import LoadedSplit
 from training.mapped import ChosenRows
-from training.outlier_choice import auroc, detectors_for, embedding_choices
+from training.outlier_choice import detectors_for, embedding_choices, measured_auroc
 from training.preparation import Prepared
 from training.splits import Split
 
@@ -42,7 +43,7 @@ class NeverLearned:
     classes: tuple[str, ...]
     images: int
     others: int
-    auroc: Mapping[str, Mapping[str, float]]
+    auroc: Mapping[str, Mapping[str, Metric]]
 
 
 def choose_left_out(prepared: Prepared, count: int | None) -> tuple[str, ...]:
@@ -105,7 +106,7 @@ def judge_never_learned(
     others = run_network(
         whole, _images(validation, np.flatnonzero(~has & _is_labelled(validation.targets)))
     )
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Metric]] = {}
     choices = embedding_choices(whole.parts, known.embedding)
     for name, choice in choices.items():
         fitted = OutlierModel.fit(
@@ -120,13 +121,13 @@ def judge_never_learned(
             strange, usual = (
                 model.score(its.embedding, its.logits)[0] for its in (foreign, others)
             )
-            found.setdefault(name, {})[detector] = auroc(strange, usual)
+            found.setdefault(name, {})[detector] = measured_auroc(strange, usual)
     read = choices[PENULTIMATE]
     targets = np.asarray(fit.targets[np.sort(chosen)])
     baselines = fit_baselines(read.of(known.embedding), known.logits, targets)
     for name, score in baselines.items():
         strange, usual = (score(read.of(its.embedding), its.logits) for its in (foreign, others))
-        found[PENULTIMATE][name] = auroc(strange, usual)
+        found[PENULTIMATE][name] = measured_auroc(strange, usual)
     return NeverLearned(classes, len(foreign.logits), len(others.logits), found)
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.bundle import Metric
 from model.errors import DataError
-from training.metrics import Weights, bootstrap
+from training.metrics import Weights, bootstrap, share_of
 from training.threshold_evidence import MOST_SPREAD
 from training.threshold_search import GRID
 from training.thresholds import BOOTSTRAP, LEAST_LOST, ThresholdChoice
@@ -46,13 +47,13 @@ class NoneChoice:
 
     threshold: ThresholdChoice
     alpha: float
-    lost: float  # share of the images of the classes that get no label or a flag
-    found: Mapping[str, float]
+    lost: Metric  # share of the images of the classes that get no label or a flag
+    found: Mapping[str, Metric]
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
-        found = {kind: round(share, 4) for kind, share in self.found.items()}
-        flag = {"alpha": self.alpha, "lost": round(self.lost, 4), "found": found}
+        found = {kind: its.model_dump() for kind, its in self.found.items()}
+        flag = {"alpha": self.alpha, "lost": self.lost.model_dump(), "found": found}
         return {**self.threshold.to_dict(), "with_flag": flag}
 
 
@@ -84,27 +85,27 @@ def choose_none(
 
     def gain(one: float) -> float:
         threshold = _largest_threshold(in_class, loss, one)
-        groups = [list(_found(group, threshold, one).values()) for group in foreign if group]
+        groups = [
+            [its.none_or_flagged(threshold, one).mean() for its in group.values()]
+            for group in foreign
+            if group
+        ]
         return float(np.mean([np.mean(shares) for shares in groups])) if groups else 0.0
 
     best = max(usable, key=gain)  # the first, so the smallest, of equals
     threshold = _largest_threshold(in_class, loss, best)
-    found: dict[str, float] = {}
-    for group in foreign:
-        found |= _found(group, threshold, best)
+    found = {kind: _share(its, threshold, best) for group in foreign for kind, its in group.items()}
     return NoneChoice(
         threshold=_explain(in_class, threshold, loss, best, found, seed),
         alpha=best,
-        lost=float(in_class.none_or_flagged(threshold, best).mean()),
+        lost=_share(in_class, threshold, best),
         found=found,
     )
 
 
-def _found(group: Mapping[str, Judged], threshold: float, alpha: float) -> dict[str, float]:
-    return {
-        kind: float(judged.none_or_flagged(threshold, alpha).mean())
-        for kind, judged in group.items()
-    }
+def _share(judged: Judged, threshold: float, alpha: float) -> Metric:
+    gone = judged.none_or_flagged(threshold, alpha)
+    return share_of(int(gone.sum()), len(gone))
 
 
 def _largest_threshold(in_class: Judged, loss: float, alpha: float) -> float:
@@ -122,7 +123,12 @@ def _threshold(unflagged: Floats, count: int, loss: float) -> float:
 
 
 def _explain(
-    in_class: Judged, value: float, loss: float, alpha: float, found: Mapping[str, float], seed: int
+    in_class: Judged,
+    value: float,
+    loss: float,
+    alpha: float,
+    found: Mapping[str, Metric],
+    seed: int,
 ) -> ThresholdChoice:
     """The threshold with what it costs, and how far other rows would have moved it."""
     flagged = in_class.p_value <= alpha
@@ -140,7 +146,7 @@ def _explain(
     unlabelled = int((lost & ~flagged).sum())
     trusted = unlabelled >= LEAST_LOST and float(drawn.std()) <= MOST_SPREAD
     verdict = "Can be trusted:" if trusted else "To be taken with care:"
-    seen = ", ".join(f"{100 * share:.0f} % of {kind}" for kind, share in found.items())
+    seen = ", ".join(f"{100 * (its.value or 0):.0f} % of {kind}" for kind, its in found.items())
     below = f"below {value:.2f} the answer is none, and" if value else "no probability is too low,"
     sentence = (
         f"{verdict} {below} the flag is raised at {alpha:.3g};"

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from model.bundle import Metric
 from model.embedding import PENULTIMATE, EmbeddingPart
 from model.engines import Outputs
 from monitoring.outlier import (
@@ -35,6 +36,7 @@ from monitoring.outlier import (
     OutlierModel,
 )
 from training.baseline_detectors import FloatArray, Score, fit_baselines
+from training.metrics import auroc_interval
 from training.refitted_head import HeadRecipe
 
 ALL_LAYERS = "all layers"
@@ -58,7 +60,12 @@ class Candidate:
     embedding: str
     detector: str
     # By made kind, and CLASSES_LEFT_OUT and CLASSES_NEVER_LEARNED where that could be tried.
-    auroc: Mapping[str, float]
+    measured: Mapping[str, Metric]
+
+    @property
+    def auroc(self) -> dict[str, float]:
+        """The same without intervals."""
+        return {kind: float(its.value or 0) for kind, its in self.measured.items()}
 
     @property
     def name(self) -> str:
@@ -71,9 +78,9 @@ class Candidate:
 
         Those never learned speak for other classes; without a second training those left out.
         """
-        others = (CLASSES_LEFT_OUT, CLASSES_NEVER_LEARNED)
-        made = [value for kind, value in self.auroc.items() if kind not in others]
-        left_out = self.auroc.get(CLASSES_NEVER_LEARNED, self.auroc.get(CLASSES_LEFT_OUT))
+        others, auroc = (CLASSES_LEFT_OUT, CLASSES_NEVER_LEARNED), self.auroc
+        made = [value for kind, value in auroc.items() if kind not in others]
+        left_out = auroc.get(CLASSES_NEVER_LEARNED, auroc.get(CLASSES_LEFT_OUT))
         mean = float(np.mean(made))
         return mean if left_out is None else (mean + left_out) / 2
 
@@ -105,7 +112,7 @@ def choose_outlier_model(
     validation: Labelled,
     foreign: Mapping[str, Outputs],
     *,
-    never_learned: Mapping[str, Mapping[str, float]] | None = None,
+    never_learned: Mapping[str, Mapping[str, Metric]] | None = None,
     head: HeadRecipe | None = None,
     seed: int = 0,
 ) -> OutlierChoice:
@@ -194,10 +201,10 @@ def _joined(columns: Sequence[NDArray[np.int64]], embedding: FloatArray) -> Embe
 
 def _auroc_of_kinds(
     model: OutlierModel, validation: Outputs, foreign: Mapping[str, Outputs]
-) -> dict[str, float]:
+) -> dict[str, Metric]:
     domestic = model.score(validation.embedding, validation.logits)[0]
     return {
-        kind: auroc(model.score(outputs.embedding, outputs.logits)[0], domestic)
+        kind: measured_auroc(model.score(outputs.embedding, outputs.logits)[0], domestic)
         for kind, outputs in foreign.items()
     }
 
@@ -262,9 +269,9 @@ def leave_classes_out(
 
 def _auroc_without_classes(
     without: Iterable[LeftOut], choice: EmbeddingChoice, detectors: Sequence[str]
-) -> dict[str, float]:
+) -> dict[str, Metric]:
     """Mean over classes left out, by detector; empty where no class can be."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Metric]] = {}
     for left_out in without:
         fitted = left_out.fitted(choice)
         for detector in detectors:
@@ -272,8 +279,8 @@ def _auroc_without_classes(
                 left_out.outputs.embedding, left_out.outputs.logits
             )[0]
             foreign, domestic = scores[left_out.is_foreign], scores[~left_out.is_foreign]
-            found.setdefault(detector, []).append(auroc(foreign, domestic))
-    return {detector: float(np.mean(values)) for detector, values in found.items()}
+            found.setdefault(detector, []).append(measured_auroc(foreign, domestic))
+    return {detector: _mean(values) for detector, values in found.items()}
 
 
 def _baselines(
@@ -282,15 +289,15 @@ def _baselines(
     validation: Labelled,
     foreign: Mapping[str, Outputs],
     without: Iterable[LeftOut],
-    never_learned: Mapping[str, Mapping[str, float]] | None,
+    never_learned: Mapping[str, Mapping[str, Metric]] | None,
 ) -> tuple[Candidate, ...]:
     """The same evidence for scores that are measured alone."""
 
-    def apart(score: Score, strange: Outputs, usual: Outputs) -> float:
+    def apart(score: Score, strange: Outputs, usual: Outputs) -> Metric:
         scores = (score(read.of(its.embedding), its.logits) for its in (strange, usual))
-        return auroc(*scores)
+        return measured_auroc(*scores)
 
-    left_out: dict[str, list[float]] = {}
+    left_out: dict[str, list[Metric]] = {}
     for its in without:
         fitted_on = its.fit.outputs
         scores = fit_baselines(read.of(fitted_on.embedding), fitted_on.logits, its.fit.targets)
@@ -303,7 +310,7 @@ def _baselines(
     for name, score in scores.items():
         kinds = {kind: apart(score, its, validation.outputs) for kind, its in foreign.items()}
         if name in left_out:
-            kinds[CLASSES_LEFT_OUT] = float(np.mean(left_out[name]))
+            kinds[CLASSES_LEFT_OUT] = _mean(left_out[name])
         if never_learned is not None:
             kinds[CLASSES_NEVER_LEARNED] = never_learned[PENULTIMATE][name]
         found.append(Candidate(PENULTIMATE, name, kinds))
@@ -337,3 +344,22 @@ def auroc(foreign: FloatArray, domestic: FloatArray) -> float:
     """Chance that a foreign image scores above one of the domain (area under the ROC curve)."""
     truth = np.concatenate([np.ones(len(foreign)), np.zeros(len(domestic))])
     return float(roc_auc_score(truth, np.concatenate([foreign, domestic])))
+
+
+def measured_auroc(foreign: FloatArray, domestic: FloatArray) -> Metric:
+    """The same with its interval; `count` is the number of foreign images."""
+    value = auroc(foreign, domestic)
+    low, high = auroc_interval(value, len(foreign), len(domestic))
+    return Metric(value=value, low=low, high=high, count=len(foreign))
+
+
+def _mean(classes: Sequence[Metric]) -> Metric:
+    """Over classes left out, taken as independent: each is judged by its own images."""
+    value = float(np.mean([its.value for its in classes]))
+    # The lower halves: an upper end may have been cut off at 1.
+    spreads = [(its.value or 0) - (its.low or 0) for its in classes]
+    spread = math.hypot(*spreads) / len(classes)
+    count = sum(its.count or 0 for its in classes)
+    return Metric(
+        value=value, low=max(0.0, value - spread), high=min(1.0, value + spread), count=count
+    )

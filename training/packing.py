@@ -19,7 +19,6 @@ from model.bundle import (
     Bundle,
     ForeignMeasure,
     Manifest,
-    Metric,
     OutlierSummary,
     SetsSummary,
     save_arrays,
@@ -44,9 +43,8 @@ from training.evaluate import assess, headline_metrics, run_engine
 from training.export import check_exports, export_network, remove_int8, run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.gates import gives_the_labels, hold_to_torch
-from training.metrics import auroc_interval, has_label, wilson_interval
+from training.metrics import share_of
 from training.model_card import write_model_card
-from training.outlier_choice import Candidate
 from training.reference import outlier_arrays, write_reference
 from training.self_check import GIVEN, ForeignKind, check_outlier_score, made_foreign_images
 
@@ -246,8 +244,16 @@ def _threshold_evidence(trained: Trained, findings: Findings) -> dict[str, Any]:
     labels = decide(chances, decider.thresholds, decider.classes, decider.task)
     truth = decider.label_names(targets)
     unlabelled = [not given for given, true in zip(labels, truth, strict=True) if not true]
-    share = float(np.mean(unlabelled)) if unlabelled else None
-    return {**chosen.to_dict(), "none_share_of_unlabelled": share}
+    evidence = chosen.to_dict()
+    if not unlabelled:
+        return {**evidence, "none_share_of_unlabelled": None}
+    share = share_of(sum(unlabelled), len(unlabelled))
+    return {
+        **evidence,
+        "none_share_of_unlabelled": share.value,
+        "none_share_of_unlabelled_interval": [share.low, share.high],
+        "unlabelled_images": share.count,
+    }
 
 
 def _outlier_summary(trained: Trained, findings: Findings) -> OutlierSummary:
@@ -263,29 +269,16 @@ def _outlier_summary(trained: Trained, findings: Findings) -> OutlierSummary:
         calibration_images=count,
         smallest_alpha=outlier.smallest_alpha,
         self_check={kind.kind: kind.auroc for kind in check.kinds},
-        foreign={kind.kind: _measure(kind, trained) for kind in check.kinds},
+        foreign={kind.kind: _measure(kind) for kind in check.kinds},
         self_check_passed=check.passed,
         statement=f"{check.statement} {promise}.",
         embedding=check.chosen.embedding,
         detector=check.chosen.detector,
-        candidates=_aurocs(check.candidates),
-        baselines=_aurocs(check.baselines),
+        candidates={its.name: dict(its.measured) for its in check.candidates},
+        baselines={its.name: dict(its.measured) for its in check.baselines},
     )
 
 
-def _measure(kind: ForeignKind, trained: Trained) -> ForeignMeasure:
-    domestic = int(has_label(trained.validation.targets, trained.task).sum())
-    low, high = auroc_interval(kind.auroc, kind.images, domestic)
-    flagged = wilson_interval(round(kind.flagged_share * kind.images), kind.images)
-    return ForeignMeasure(
-        auroc=Metric(value=kind.auroc, low=low, high=high, count=kind.images),
-        flagged=Metric(
-            value=kind.flagged_share, low=flagged[0], high=flagged[1], count=kind.images
-        ),
-    )
-
-
-def _aurocs(candidates: Sequence[Candidate]) -> dict[str, dict[str, float]]:
-    return {
-        its.name: {kind: round(auroc, 4) for kind, auroc in its.auroc.items()} for its in candidates
-    }
+def _measure(kind: ForeignKind) -> ForeignMeasure:
+    flagged = share_of(round(kind.flagged_share * kind.images), kind.images)
+    return ForeignMeasure(auroc=kind.measured, flagged=flagged)

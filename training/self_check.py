@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from model.bundle import Metric
 from model.images import Pixels
 from training.outlier_choice import (
     CLASSES_LEFT_OUT,
@@ -36,9 +37,14 @@ class ForeignKind:
     """How one kind of foreign images was told from validation images."""
 
     kind: str
-    auroc: float
+    measured: Metric
     flagged_share: float
     images: int
+
+    @property
+    def auroc(self) -> float:
+        """Without its interval."""
+        return float(self.measured.value or 0)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class SelfCheck:
 def check_outlier_score(choice: OutlierChoice, flags: Mapping[str, NDArray[np.bool_]]) -> SelfCheck:
     """The verdict on the score that was chosen; `flags` of the images of every foreign kind."""
     kinds = tuple(
-        ForeignKind(kind, choice.chosen.auroc[kind], float(its.mean()), len(its))
+        ForeignKind(kind, choice.chosen.measured[kind], float(its.mean()), len(its))
         for kind, its in flags.items()
     )
     passed, statement = _verdict(kinds, choice.chosen)

@@ -115,8 +115,9 @@ def test_none_is_learned_from_negatives_and_tuned_with_the_flag(
     assert "given" in manifest["outlier"]["self_check"]
     evidence = manifest["threshold_evidence"]
     assert evidence["with_flag"]["alpha"] == manifest["outlier"]["alpha"]
-    assert evidence["with_flag"]["lost"] <= 0.1
-    assert evidence["none_share_of_unlabelled"] is not None
+    assert evidence["with_flag"]["lost"]["value"] <= 0.1
+    low, high = evidence["none_share_of_unlabelled_interval"]
+    assert low <= evidence["none_share_of_unlabelled"] <= high
     # Noise was a negative: it gets no label, or a flag.
     told = run_plumbline(
         "predict", tmp_path / "negatives", "--version", version, "--json", home=home

@@ -130,7 +130,9 @@ def test_every_embedding_and_detector_is_judged_on_their_validation_images(
         baselines = (MSP, ENERGY, MAHALANOBIS) if name == "penultimate" else ()
         detectors = WITHOUT_LOGITS if several else tuple(DETECTORS)
         assert tuple(by_detector) == (*detectors, *baselines)
-        assert all(0 < value < 1 for value in by_detector.values())
+        for its in by_detector.values():
+            assert 0 < its.low < its.value < its.high <= 1
+            assert its.count == found.images
 
 
 @pytest.mark.slow
@@ -151,5 +153,6 @@ def test_train_leaves_classes_out_of_a_second_training(
     assert len(manifest.classes) == 10
     assert len(manifest.training["never_learned"]) == 2
     for by_kind in manifest.outlier.candidates.values():
-        assert 0 < by_kind["classes never learned"] < 1
+        its = by_kind["classes never learned"]
+        assert 0 < its.low < its.value < its.high <= 1
     assert not list((tmp_path / "checkpoints").glob("*"))

@@ -27,14 +27,14 @@ FAR = Judged(RANDOM.beta(8, 1, 500), RANDOM.uniform(0, 0.02, 500))  # shows by i
 def test_where_images_look_unsure_the_threshold_takes_the_loss() -> None:
     choice = choose_none(in_class(), [{"unsure": UNSURE}], loss=0.05)
     assert choice.alpha == pytest.approx(0.05 * FLAG_SHARES[0])
-    assert choice.found["unsure"] > 0.3
+    assert choice.found["unsure"].value > 0.3
     assert choice.threshold.value > 0.5
 
 
 def test_where_images_look_foreign_the_flag_takes_the_loss() -> None:
     choice = choose_none(in_class(), [{"far": FAR}], loss=0.02)
     assert choice.alpha == pytest.approx(0.02 * FLAG_SHARES[-1])
-    assert choice.found["far"] > 0.8
+    assert choice.found["far"].value > 0.8
 
 
 def test_both_groups_weigh_the_same_however_many_kinds_they_hold() -> None:
@@ -58,7 +58,9 @@ def test_the_loss_in_class_is_kept_and_used(loss, seed, count, tie) -> None:
     choice = choose_none(seen, [{"unsure": UNSURE}, {"far": FAR}], loss=loss)
     lost = seen.none_or_flagged(choice.threshold.value, choice.alpha).mean()
     flagged = (seen.p_value <= choice.alpha).mean()
-    assert choice.lost == lost
+    assert choice.lost.value == lost
+    assert choice.lost.low <= lost <= choice.lost.high
+    assert choice.lost.count == count
     few = FLAG_SHARES[0] * loss  # the least that the flag takes; chance may flag more than it says
     assert lost <= loss + 1e-9 or (choice.alpha == few and lost == flagged)
     above = np.nextafter(choice.threshold.value, 2)
@@ -70,7 +72,7 @@ def test_an_alpha_that_is_given_stays_and_leaves_the_threshold_the_rest() -> Non
     seen = in_class()
     choice = choose_none(seen, [{"unsure": UNSURE}], loss=0.05, alpha=0.03)
     assert choice.alpha == 0.03
-    assert choice.lost == pytest.approx(0.05, abs=1e-3)
+    assert choice.lost.value == pytest.approx(0.05, abs=1e-3)
 
 
 def test_rates_that_calibration_cannot_tell_are_not_chosen() -> None:
@@ -85,7 +87,12 @@ def test_the_sentence_says_what_it_costs_and_finds() -> None:
     assert "% of far" in choice.threshold.sentence
     few = choose_none(in_class(40), [], loss=0.05)
     assert few.threshold.sentence.startswith("To be taken with care")
-    assert choice.to_dict()["with_flag"]["alpha"] == choice.alpha
+
+    told = choice.to_dict()["with_flag"]
+    assert told["alpha"] == choice.alpha
+    far = told["found"]["far"]
+    assert far["low"] <= far["value"] <= far["high"]
+    assert far["count"] == len(FAR.best)
 
 
 @pytest.mark.parametrize("loss", [0.0, 1.0, -0.1])
@@ -112,7 +119,7 @@ def test_saturated_probabilities_lose_nobody_but_by_the_flag() -> None:
     seen = Judged(np.ones(50), np.linspace(0.02, 1, 50))
     choice = choose_none(seen, [{"far": FAR}], loss=0.05)
     assert choice.threshold.value == 1.0
-    assert choice.lost == (seen.p_value <= choice.alpha).mean()
+    assert choice.lost.value == (seen.p_value <= choice.alpha).mean()
     assert not choice.threshold.trusted
     assert "too few to place it" in choice.threshold.sentence
 

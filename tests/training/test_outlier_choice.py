@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from model.bundle import Metric
 from model.embedding import EmbeddingPart
 from model.engines import Outputs
 from monitoring.outlier import (
@@ -76,12 +77,20 @@ def test_classes_left_out_take_part_in_the_choice() -> None:
         assert 0.5 < candidate.auroc[CLASSES_LEFT_OUT] <= 1
         made = candidate.auroc["any"]
         assert candidate.mean == pytest.approx((made + candidate.auroc[CLASSES_LEFT_OUT]) / 2)
+        assert candidate.measured["any"].count == 50
+        # Every validation image is once of a class that is left out, and the mean of many
+        # classes is known better than one of them.
+        left_out = candidate.measured[CLASSES_LEFT_OUT]
+        assert left_out.count == 300
+        for its in candidate.measured.values():
+            assert 0 <= its.low <= its.value <= its.high <= 1
 
 
 def test_classes_never_learned_speak_for_other_classes_where_a_second_training_told() -> None:
     told = {
         name: dict.fromkeys(
-            (*DETECTORS, "MSP", "Energy", "Mahalanobis"), 0.9 if name == EARLIER_LAYERS else 0.5
+            (*DETECTORS, "MSP", "Energy", "Mahalanobis"),
+            Metric(value=0.9 if name == EARLIER_LAYERS else 0.5),
         )
         for name in (PENULTIMATE, "all layers", EARLIER_LAYERS)
     }

@@ -94,10 +94,20 @@ def test_every_engine_is_gated_and_int8_kept_where_it_passed(trained: Trained, s
         assert gate.images == 40
         assert gate.images_per_second > 0
         assert gate.accuracy_lost is not None
+        assert set(gate.measured) == {"label_agreement", "accuracy", "flagged_share", "ece"}
+        for name, its in gate.measured.items():
+            assert its.value == getattr(gate, name)
+            assert its.low <= its.value <= its.high
+            assert its.count == 40
     assert manifest.engines["torch-f32"].label_agreement == 1
     assert (INT8 in manifest.files) is manifest.engines["openvino-int8"].passed
     assert load_engine("openvino", bundle).run(trained.validation.images[:2]).logits.shape == (2, 3)
     assert set(manifest.outlier.foreign) == set(manifest.outlier.self_check)
+    for by_kind in (manifest.outlier.candidates | manifest.outlier.baselines).values():
+        assert set(manifest.outlier.self_check) <= set(by_kind)
+        for its in by_kind.values():
+            assert 0 <= its.low <= its.value <= its.high <= 1
+            assert its.count > 0
     for measure in manifest.outlier.foreign.values():
         for its in (measure.auroc, measure.flagged):
             assert 0 <= its.low <= its.value <= its.high <= 1
