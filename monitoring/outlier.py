@@ -214,9 +214,11 @@ class OutlierModel:
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
         """Back from `to_arrays`; other keys are ignored.
 
-        Bundles of schema 1 lack what was added with a default.
+        Bundles of schema 1 lack what was added with a default, and score by KNN + ViM.
         """
-        return cls(**{name: arrays[name] for name in cls.__dataclass_fields__ if name in arrays})
+        found = {name: arrays[name] for name in cls.__dataclass_fields__ if name in arrays}
+        found.setdefault("weights", _weights(KNN_AND_VIM)[: len(found["location"])])
+        return cls(**found)
 
     @property
     def choice(self) -> EmbeddingChoice:

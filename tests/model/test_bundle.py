@@ -246,8 +246,24 @@ def test_a_schema_that_never_was_is_refused_with_another_mend(schema, bundle_dir
 
 
 def test_a_bundle_of_the_first_schema_is_read_as_one_of_today(bundle_directory):
-    change_manifest(bundle_directory, schema_number=1)
-    assert load(bundle_directory).manifest.schema_number == 2
+    path = bundle_directory / bundles.MANIFEST
+    files = json.loads(path.read_text())["files"]
+    # As the first version of Plumbline wrote it.
+    path.write_text((Path(__file__).parent / "schema_1" / "manifest.json").read_text())
+    change_manifest(bundle_directory, files=files)
+    manifest = load(bundle_directory).manifest
+    assert manifest.schema_number == 2
+    assert manifest.classes == ("bag", "t-shirt", "trouser")
+    assert [gate.passed for gate in manifest.gates_of("openvino")] == [True]
+    assert manifest.outlier.detector == "KNN + ViM"
+
+
+def test_aurocs_without_intervals_of_an_older_bundle_are_read(bundle_directory):
+    content = json.loads((bundle_directory / bundles.MANIFEST).read_text())
+    older = {"KNN on penultimate": {"noise": 0.9}}
+    change_manifest(bundle_directory, outlier=content["outlier"] | {"candidates": older})
+    measured = load(bundle_directory).manifest.outlier.candidates["KNN on penultimate"]["noise"]
+    assert (measured.value, measured.low) == (0.9, None)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000])

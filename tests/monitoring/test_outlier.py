@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -141,6 +143,17 @@ def test_energy_or_residual_finds_what_a_head_that_is_sure_hides_from_vim(world,
 
     assert told_apart("ViM") < 0.5
     assert told_apart(ENERGY_OR_RESIDUAL) > 0.95
+
+
+def test_a_model_of_a_bundle_of_schema_1_scores_as_it_did():
+    """Bundle and scores are of the first version of Plumbline."""
+    bundle = Path(__file__).parents[1] / "model" / "schema_1"
+    model = OutlierModel.from_arrays(load_file(bundle / "outlier.safetensors"))
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((3, 240)) * np.array([[0.01], [1], [5]])
+    embedding = (model.center + noise).astype(np.float32)
+    scores = model.score(embedding, random.standard_normal((3, 3)).astype(np.float32))[0]
+    assert scores == pytest.approx([14.0175, 360.687, 1339.96], rel=1e-5)
 
 
 def test_a_model_from_before_residual_and_energy_scores_as_it_did(world, fitted):
