@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from model.bundle import Metric, SetsMeasure, SetsSummary
 from model.conformal_sets import ConformalSets, true_labels
 from model.decision import FloatArray, Task
-from training.metrics import bootstrap, wilson_interval
+from training.metrics import bootstrap, share_of
 
 COVERAGES = (0.8, 0.9, 0.95, 0.99)  # measured at the end of every training
 PROMISES: dict[Task, str] = {
@@ -105,8 +105,7 @@ def _held_and_sizes(
 def _share(yes: NDArray[np.bool_]) -> Metric:
     if not len(yes):
         return Metric(value=None)
-    low, high = wilson_interval(int(yes.sum()), len(yes))
-    return Metric(value=float(yes.mean()), low=low, high=high)
+    return share_of(int(yes.sum()), len(yes))
 
 
 def _mean(values: NDArray[np.float64]) -> Metric:
@@ -114,7 +113,7 @@ def _mean(values: NDArray[np.float64]) -> Metric:
         return Metric(value=None)
     draws = bootstrap(lambda weights: weights @ values / len(values), len(values))
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Metric(value=float(values.mean()), low=float(low), high=float(high))
+    return Metric(value=float(values.mean()), low=float(low), high=float(high), count=len(values))
 
 
 def _statement(sets: ConformalSets, task: Task) -> str:
