@@ -1,6 +1,6 @@
 """Traffic that is no sample: alarms within the bound, or a visible "cannot promise".
 
-    .venv/bin/python bench/monitor.py correlated [--orders 12]
+    .venv/bin/python bench/monitor.py correlated [--orders 12] [--kinds NAME ...]
 
 Real test images of Fashion-MNIST in records through the monitor's own `Watch`, sampler included;
 nothing about the images changed, so every alarm is false. Each kind in so many seeded orders of
@@ -38,13 +38,15 @@ def main() -> None:
     """Measure and print."""
     parser = parser_of(__doc__)
     parser.add_argument("--orders", type=int, default=12)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     options = parser.parse_args()
     figures = Figures("correlated", options)
     version = garments_of(options.home)
     test = version.split(Split.TEST)
     records, vectors = version.records(test), version.vectors(test)
     targets, bag = version.targets(Split.TEST), version.vectors(version.split(Split.CALIBRATION))
-    for name, kind in KINDS.items():
+    for name in options.kinds:
+        kind = KINDS[name]
         found: list[Watched] = []
         alone = 0
         for order in range(options.orders):
