@@ -59,6 +59,33 @@ def find_label_errors(probabilities: Array, targets: Array, task: Task) -> list[
     rows = np.flatnonzero(targets >= 0)
     table, wanted = table[rows], np.asarray(targets[rows], np.int64)
     table = table / np.maximum(table.sum(axis=1, keepdims=True), 1e-12)
+    ranked = _ranked_of_one_label(wanted, table)
+    best = table.argmax(axis=1)
+    return [
+        LabelError(int(rows[place]), (int(best[place]),), float(table[place, wanted[place]]))
+        for place in ranked
+        if best[place] != wanted[place]
+    ]
+
+
+def can_be_judged(targets: Array) -> bool:
+    """Whether there are labels of more than one kind, which is what they are compared by.
+
+    Of several labels: whether some label is on one row and not on another.
+    """
+    if targets.ndim == 2:
+        return bool(_differing(targets).any())
+    return len(np.unique(targets[targets >= 0])) > 1
+
+
+def _differing(targets: Array) -> NDArray[np.bool_]:
+    """Which columns of targets N x C hold both values, C."""
+    wanted = np.asarray(targets) > 0
+    return np.asarray(wanted.any(axis=0) & ~wanted.all(axis=0))
+
+
+def _ranked_of_one_label(wanted: Array, table: Array) -> Array:
+    """Doubtful rows, the likeliest to be wrong first; `wanted` N indices, `table` N x C."""
     from cleanlab.filter import find_label_issues
 
     with warnings.catch_warnings(action="ignore"):  # of classes with few rows, told elsewhere
@@ -69,24 +96,35 @@ def find_label_errors(probabilities: Array, targets: Array, task: Task) -> list[
             return_indices_ranked_by="self_confidence",
             n_jobs=1,
         )
-    best = table.argmax(axis=1)
-    return [
-        LabelError(int(rows[place]), (int(best[place]),), float(table[place, wanted[place]]))
-        for place in ranked
-        if best[place] != wanted[place]
-    ]
-
-
-def can_be_judged(targets: Array) -> bool:
-    """Whether there are labels of more than one kind, which is what they are compared by."""
-    return len(np.unique(targets if targets.ndim == 2 else targets[targets >= 0])) > 1
+    return np.asarray(ranked)
 
 
 def _of_several_labels(table: Array, targets: Array) -> list[LabelError]:
+    """By the columns that differ; `suggested` keeps what a row has of the others."""
+    wanted = np.asarray(targets) > 0
+    compared = np.flatnonzero(_differing(targets))
+    ranked, scores = _ranked_of_several_labels(table[:, compared], wanted[:, compared])
+    suggested = wanted.copy()
+    suggested[:, compared] = table[:, compared] >= 0.5
+    return [
+        LabelError(int(row), tuple(np.flatnonzero(suggested[row]).tolist()), float(scores[row]))
+        for row in ranked
+        if (suggested[row] != wanted[row]).any()
+    ]
+
+
+def _ranked_of_several_labels(table: Array, wanted: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Doubtful rows, the likeliest first, and the score of every row, N; every column differs.
+
+    cleanlab refuses a column of one value, and one column alone: that is a choice of two.
+    """
     from cleanlab.multilabel_classification.filter import find_label_issues
     from cleanlab.multilabel_classification.rank import get_label_quality_scores
 
-    labels = [np.flatnonzero(row).tolist() for row in targets]
+    if table.shape[1] == 1:
+        chosen, both = wanted[:, 0].astype(np.int64), np.hstack([1 - table, table])
+        return _ranked_of_one_label(chosen, both), both[np.arange(len(both)), chosen]
+    labels = [np.flatnonzero(row).tolist() for row in wanted]
     with warnings.catch_warnings(action="ignore"):  # of classes with few rows, told elsewhere
         ranked = find_label_issues(
             labels,
@@ -96,12 +134,7 @@ def _of_several_labels(table: Array, targets: Array) -> list[LabelError]:
             n_jobs=1,
         )
         scores = get_label_quality_scores(labels, table)
-    suggested = [tuple(np.flatnonzero(row).tolist()) for row in table >= 0.5]
-    return [
-        LabelError(int(row), suggested[row], float(scores[row]))
-        for row in ranked
-        if suggested[row] != tuple(labels[row])
-    ]
+    return np.asarray(ranked), np.asarray(scores)
 
 
 def held_out_probabilities(

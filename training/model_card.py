@@ -16,12 +16,19 @@ from training.calibration import expected_calibration_error, reliability
 from training.confusions import most_confused
 from training.findings import Findings, Rows, Trained
 from training.heat import draw_heat
+from training.label_errors import can_be_judged
 from training.metrics import has_label
 from training.report import write_report
 from training.report_data import EngineRow, Mistake, OutlierCheck, ReportData
 from training.slices import slices_of
 from training.top_losses import top_losses
-from training.wrong_labels import OWN_PROBABILITIES, LabelCheck, WrongLabel, wrong_labels_of
+from training.wrong_labels import (
+    NOBODY,
+    OWN_PROBABILITIES,
+    LabelCheck,
+    WrongLabel,
+    wrong_labels_of,
+)
 
 MOST_MISTAKES = 12
 MOST_WRONG_LABELS = 12
@@ -205,7 +212,8 @@ def _wrong_labels(
             continue
         chances = findings.decider.probabilities(given)
         doubted = wrong_labels_of(trained.classes, trained.task, split, rows, chances)
-        checks.append(LabelCheck(split, len(rows), len(doubted), OWN_PROBABILITIES))
+        by = OWN_PROBABILITIES if can_be_judged(rows.targets) else NOBODY
+        checks.append(LabelCheck(split, len(rows), len(doubted), by))
         found += doubted
     return sorted(found, key=lambda its: its.score)[:MOST_WRONG_LABELS], checks
 

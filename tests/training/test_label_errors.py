@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.label_errors import find_label_errors, held_out_probabilities
+from training.label_errors import can_be_judged, find_label_errors, held_out_probabilities
 
 PLANTED = [3, 40, 77]
 
@@ -28,16 +28,31 @@ def test_planted_errors_of_one_label_are_first_with_what_is_right() -> None:
     assert 5 not in {its.row for its in found}
 
 
-def test_planted_errors_of_several_labels_are_first() -> None:
+@pytest.mark.parametrize(
+    "always", [(), (0,), (1,), (0, 1), (0, 0, 1)], ids=lambda values: f"columns of {values}"
+)
+@pytest.mark.parametrize("differing", [1, 3])
+def test_planted_errors_of_several_labels_are_first(
+    differing: int, always: tuple[int, ...]
+) -> None:
     rng = np.random.default_rng(1)
-    truth = (rng.random((200, 3)) < 0.4).astype(np.float32)
+    truth = (rng.random((200, differing)) < 0.4).astype(np.float32)
+    truth = np.hstack([np.tile(np.float32(always), (200, 1)), truth])
     chances = np.clip(truth * 0.8 + 0.1 + rng.normal(0, 0.04, truth.shape), 0.01, 0.99)
+    chances[PLANTED, -1] = np.where(truth[PLANTED, -1] > 0, 0.97, 0.03)
+    chances[:, : len(always)] = 0.5  # the model may think what it likes of these
     given = truth.copy()
-    given[PLANTED, 1] = 1 - given[PLANTED, 1]
+    given[PLANTED, -1] = 1 - given[PLANTED, -1]
     found = find_label_errors(chances, given, "multi")
     assert sorted(its.row for its in found[:3]) == PLANTED
     for its in found[:3]:
         assert its.suggested == tuple(np.flatnonzero(truth[its.row]))
+
+
+def test_where_every_label_is_on_all_rows_or_on_none_nothing_is_doubted() -> None:
+    given = np.tile([1, 0, 1], (50, 1))
+    assert not can_be_judged(given)
+    assert find_label_errors(np.full((50, 3), 0.5), given, "multi") == []
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from training.outlier_choice import PENULTIMATE, Candidate
 from training.packing import _prediction_sets, _threshold_evidence, pack
 from training.self_check import SelfCheck
 from training.thresholds import ThresholdChoice
+from training.wrong_labels import OWN_PROBABILITIES
 
 TORCH = ("torch-f32", "torch-bf16")
 CLASSES = ("a", "b", "c")
@@ -220,6 +222,21 @@ def test_a_column_of_one_value_is_calibrated_with_the_others_and_named(
     assert "on validation: b." in choice.sentence
     assert "b" not in thresholds.per_class
     assert thresholds.value == choice.value
+
+
+def test_a_label_that_every_judged_row_has_leaves_a_card_that_judges_the_others(
+    trained: Trained, store
+) -> None:
+    def with_labels(rows: Rows, seed: int) -> Rows:
+        targets = (np.random.default_rng(seed).random((len(rows), 3)) < 0.3).astype(np.int64)
+        targets[:, 1] = 1
+        return Rows(rows.images, targets, tuple(str(row) for row in range(len(rows))))
+
+    names = ("fit", "validation", "calibration", "test")
+    splits = {name: with_labels(getattr(trained, name), at) for at, name in enumerate(names)}
+    bundle = pack(replace(trained, task="multi", **splits), store)  # type: ignore[arg-type]
+    card = bundle.path(REPORT).read_text().split("Labels that are likely wrong")[1]
+    assert html.unescape(card).count(OWN_PROBABILITIES) == 2  # of validation and of test
 
 
 def test_saturated_logits_are_calibrated_and_decided_by(trained: Trained) -> None:
