@@ -7,6 +7,7 @@ belong to the class mix that is answered.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from model.bundle import REFERENCE, Bundle, Manifest
 from model.decision import probabilities
-from monitoring.prior_shift import PriorShift, untold
+from monitoring.prior_shift import LEAST_IMAGES, PriorShift, untold
 from monitoring.records import read_records
 from monitoring.samples import Sample
 from monitoring.streams import FloatArray, accepted_labels, components_of, logits_of, streams_of
@@ -36,6 +37,7 @@ class ClassMix:
         self._added = 0
         self._shift: PriorShift | None = None  # made when first needed
         self._made: tuple[int, dict[str, Any]] | None = None  # images added when it was made
+        self._recognised: dict[str, Any] | None = None  # what was told before a restart
 
     def add(self, images: Sample, sampled_before: list[int]) -> None:
         """More images, the newest last, and how many had been sampled before each of them."""
@@ -48,7 +50,26 @@ class ClassMix:
     def clear(self) -> None:
         """Begin anew."""
         self._parts.clear()
-        self._made = None
+        self._made = self._recognised = None
+
+    @property
+    def images(self) -> int:
+        """How many are kept, since the start or since they were cleared."""
+        return min(WINDOW_IMAGES, sum(len(its) for its, _ in self._parts))
+
+    @property
+    def has_too_few(self) -> bool:
+        """Whether it is too early to tell, so that nothing may be concluded from silence."""
+        return self._recognised is None and self.images < LEAST_IMAGES
+
+    def to_state(self) -> dict[str, Any] | None:
+        """What was told last, where it was recognised; the images are not kept."""
+        told = self._recognised if self._made is None else self._made[1]
+        return told if told is not None and told["recognised"] else None
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from `to_state`: what was told stands until as many images say otherwise."""
+        self._recognised = None if state is None else dict(state)
 
     def explain(self, sampled: int) -> dict[str, Any]:
         """What `PriorShift.explain` says of the images since there were so many sampled ones.
@@ -58,8 +79,16 @@ class ClassMix:
         # Its time grows with the square of the classes, so with many of them it is rarer.
         every = max(EXPLAINED_EVERY_IMAGES, len(self._bundle.manifest.classes) ** 2 // 1_000)
         if self._made is None or self._added - self._made[0] >= every:
-            self._made = self._added, self._explain(sampled)
+            self._made = self._added, self._unless_recognised_before(self._explain(sampled))
         return self._made[1]
+
+    def _unless_recognised_before(self, now: dict[str, Any]) -> dict[str, Any]:
+        """What was told before a restart, while there are too few images to take it back."""
+        before = self._recognised
+        if before is not None and self.images < before["images"] and not now["within_classes"]:
+            return before
+        self._recognised = None
+        return now
 
     def _explain(self, sampled: int) -> dict[str, Any]:
         if not self._parts:

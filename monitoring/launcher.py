@@ -20,6 +20,7 @@ from model.state import retrainings
 from model.store import ModelStore
 from monitoring.alarm import Alarm
 from monitoring.labels import BEGINNING, NOT_COUNTED, LabelCounter, forget_unjoined
+from monitoring.prior_shift import LEAST_IMAGES
 from monitoring.retrain import Comparison, learned_until
 from monitoring.retraining_images import remove_unneeded
 from monitoring.retraining_lock import BY_ALARM, close_dead, has_row, last_retraining
@@ -108,6 +109,11 @@ class Launcher:
             until = last.started_at + cooldown
             if datetime.now(UTC) < until:
                 return f"cooling down until {until:%H:%M:%S} UTC"
+        if watch.class_mix_has_too_few:
+            return (
+                f"waiting for images: {watch.class_mix_images} of {LEAST_IMAGES} have come since"
+                " the start, that tell whether the class mix alone explains the alarm"
+            )
         if watch.class_mix_change()["recognised"]:
             return (
                 "not needed: a change of the class mix alone explains the alarm; adjust with"

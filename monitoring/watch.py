@@ -298,6 +298,16 @@ class Watch:
             return untold(len(self.window), f"The class mix cannot be told: {why}.")
         return self._class_mix.explain(self.images_sampled - int(self.explain()["images"]))
 
+    @property
+    def class_mix_images(self) -> int:
+        """How many images `class_mix_change` can look at."""
+        return self._class_mix.images
+
+    @property
+    def class_mix_has_too_few(self) -> bool:
+        """Whether too few images came since the start or a reset to tell the class mix."""
+        return self._class_mix.has_too_few
+
     def accuracy_estimate(self) -> dict[str, Any]:
         """See `LastImages.accuracy_estimate`."""
         alarm = self.drift or self.labelled.drift
@@ -324,6 +334,7 @@ class Watch:
             "history": self.history,
             "history_step": self._history_step,
             "explained": self.explained,
+            "class_mix": self._class_mix.to_state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -348,7 +359,8 @@ class Watch:
         self.last.restore(state)
         self.history = [(int(images), list(values)) for images, values in state["history"]]
         self._history_step = int(state["history_step"])
-        self.explained = state.get("explained")  # states of before have none
+        self.explained = state.get("explained")  # states of before have neither
+        self._class_mix.restore(state.get("class_mix"))
 
     def _judge(self, seconds: float) -> list[Alarm]:
         """Raise an alarm where the evidence reaches the line and there is a promise to keep."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,55 @@ def test_images_that_depend_on_each_other_tell_no_class_mix(watch, of_world):
     watch.take(to_table(copies))
     assert watch.promise.why_not is not None
     assert watch.class_mix_change()["sentence"].startswith("The class mix cannot be told: ")
+
+
+@pytest.fixture
+def restarted(watch):
+    """`restarted(watch)`: another one, as after a restart of the monitor."""
+
+    def restart(before: Watch) -> Watch:
+        again = Watch(watch.bundle, MonitoringSettings(home=Path("."), false_alarm_images=1e12))
+        again.restore(json.loads(json.dumps(before.to_state())))
+        return again
+
+    return restart
+
+
+def test_what_was_recognised_stands_over_a_restart_until_images_speak_against_it(
+    watch, of_world, restarted
+):
+    made, _ = of_world(watch.manifest.tag, 1_500, 2, SHARES)
+    watch.take(to_table(made))
+    found = watch.class_mix_change()
+    assert found["recognised"]
+    again = restarted(restarted(watch))
+    assert again.class_mix_change() == json.loads(json.dumps(found))
+    assert not again.class_mix_has_too_few
+    made, _ = of_world(watch.manifest.tag, 1_000, 3)
+    again.take(to_table(made[:100]))
+    assert again.class_mix_change()["recognised"], "too few to take it back"
+    again.take(to_table(made[100:]))
+    assert not again.class_mix_change()["recognised"]
+
+
+def test_what_was_recognised_is_taken_back_where_images_within_classes_change(
+    watch, of_world, restarted
+):
+    made, _ = of_world(watch.manifest.tag, 1_500, 2, SHARES)
+    watch.take(to_table(made))
+    assert watch.class_mix_change()["recognised"]
+    again = restarted(watch)
+    made, _ = of_world(watch.manifest.tag, 300, 3, SHARES)
+    again.take(to_table([replace(its, brightness=its.brightness + 0.3) for its in made]))
+    assert not again.class_mix_change()["recognised"]
+
+
+def test_after_a_restart_and_a_reset_there_are_too_few_images_to_tell(watch, of_world, restarted):
+    assert watch.class_mix_has_too_few
+    made, _ = of_world(watch.manifest.tag, 250, 1)
+    watch.take(to_table(made))
+    watch.class_mix_change()
+    assert not watch.class_mix_has_too_few
+    assert restarted(watch).class_mix_has_too_few
+    watch.reset(1, 0.0)
+    assert watch.class_mix_has_too_few

@@ -32,7 +32,7 @@ from monitoring.image_store import FOLDERS
 from monitoring.labels import BEGINNING, LabelCounter, forget_unjoined, labelled_images
 from monitoring.launcher import Launcher, in_words
 from monitoring.monitor import Monitor
-from monitoring.records import write_records
+from monitoring.records import to_table, write_records
 from monitoring.retrain import (
     COST_MATRIX,
     Comparison,
@@ -46,6 +46,7 @@ from monitoring.retrain import (
 from monitoring.retraining_images import remove_unneeded
 from monitoring.retraining_lock import close_dead, last_retraining, stop_here
 from monitoring.settings import MonitoringSettings
+from monitoring.watch import Watch
 from training.cost_matrix import read_cost_matrix
 
 LEAST = 10
@@ -678,6 +679,32 @@ class TestLauncher:
         explained["recognised"] = False
         Launcher(settings, store).consider(drifting)
         assert len(started) == 1
+
+    @pytest.mark.parametrize("is_told_before", [True, False])
+    def test_a_restart_does_not_start_what_was_not_needed(
+        self, store, settings, champion, of_world, production, started, is_told_before
+    ):
+        """Whether or not the last saved state knows that the class mix alone explains the alarm."""
+        watch = Watch(champion(), settings)
+        made, _ = of_world(watch.manifest.tag, 1_200, 1, (0.6, 0.3, 0.1))
+        watch.take(to_table(made))
+        assert watch.drift is not None
+        production(watch.manifest.tag, LEAST, seed=2)
+        before = watch.to_state()
+        launcher = Launcher(settings, store)
+        launcher.consider(watch)
+        assert launcher.waiting_for.startswith("not needed")
+        again = Watch(watch.bundle, settings)
+        again.restore(json.loads(json.dumps(watch.to_state() if is_told_before else before)))
+        launcher = Launcher(settings, store)
+        launcher.consider(again)
+        few = "waiting for images: 0 of 200 have come since the start"
+        assert launcher.waiting_for.startswith("not needed" if is_told_before else few)
+        more, _ = of_world(watch.manifest.tag, 600, 3, (0.6, 0.3, 0.1))
+        again.take(to_table(more))
+        launcher.consider(again)
+        assert launcher.waiting_for.startswith("not needed")
+        assert started == []
 
     def test_a_flood_from_one_of_several_clients_starts_none_and_is_told(
         self, store, settings, drifting, production, started
