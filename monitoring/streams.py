@@ -40,7 +40,10 @@ COLUMNS = (
 
 
 def fitting_rows(records: pa.Table, manifest: Manifest) -> NDArray[np.bool_]:
-    """Which records can be of this version, N: by logits, labels, and finite values."""
+    """Which records can be of this version, N: by logits, labels, and finite values.
+
+    Finite are their probabilities, too.
+    """
     lengths = pyarrow.compute.list_value_length(records["logits"]).to_numpy()
     fitting = np.asarray(lengths == len(manifest.classes))
     for name in ("brightness", "contrast", "sharpness", "confidence", "outlier_score"):
@@ -48,7 +51,9 @@ def fitting_rows(records: pa.Table, manifest: Manifest) -> NDArray[np.bool_]:
     fitting &= np.isfinite(_matrix(records, "components", np.float16)[:, :2]).all(axis=1)
     if fitting.any():
         logits = logits_of(records.filter(pa.array(fitting)))
-        fitting[fitting] = np.isfinite(logits).all(axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # finite logits may be too large for it
+            chances = probabilities(logits, manifest.calibration, manifest.task)
+        fitting[fitting] = (np.isfinite(logits) & np.isfinite(chances)).all(axis=1)
     return fitting & _labels_fit(records["labels"].combine_chunks(), manifest.classes)
 
 

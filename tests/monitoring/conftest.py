@@ -83,7 +83,9 @@ def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[..., str]
     It is wrong on a tenth of its calibration split; `mistakes` says whether the bundle tells.
     """
 
-    def add(calibration_images: int = 500, *, mistakes: bool = True) -> str:
+    def add(
+        calibration_images: int = 500, *, mistakes: bool = True, temperature: float = 1.5
+    ) -> str:
         with store.registering("shapes") as (version, directory, seal):
             fill_bundle(directory)
             rng = np.random.default_rng(7)
@@ -103,7 +105,8 @@ def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[..., str]
                 given = np.array([CLASSES.index(its.labels[0]) for its in reference])
                 targets = np.where(wrong, (given + 1) % len(CLASSES), given)
                 save_arrays(directory / TRUTH, truth_arrays(targets))
-            seal(make_manifest(version=version, classes=CLASSES))
+            calibration = Calibration(method="temperature", temperature=temperature)
+            seal(make_manifest(version=version, classes=CLASSES, calibration=calibration))
         return store.promote(f"shapes:{version}").tag
 
     return add

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from sqlalchemy import select
@@ -347,6 +348,20 @@ def test_records_that_cannot_be_this_versions_are_refused_and_counted(
     monitor.poll()
     assert monitor.records_total == {"refused": 15, "watched": 20}
     assert "15 records that say they are of" in caplog.text
+
+
+@pytest.mark.parametrize("logits", [[3e38, -3e38, 0], [float("nan"), 0, 0], [0, float("inf"), 0]])
+def test_logits_that_give_no_probabilities_are_refused_and_hold_up_nothing(
+    store, settings, watched, put, draw, logits
+):
+    tag = watched(temperature=0.8)  # 3e38 / 0.8 is more than a float32 holds
+    monitor = Monitor(settings, store)
+    good = draw(tag, 20, 1)
+    put([*good, replace(draw(tag, 1, 2)[0], logits=np.array(logits, np.float32))])
+    for _ in range(2):
+        monitor.poll()
+    assert monitor.records_total == {"refused": 1, "watched": 20}
+    assert Monitor(settings, store).records_total == {"refused": 1, "watched": 20}, "it is saved"
 
 
 def test_what_was_read_and_not_saved_is_read_again(
