@@ -9,6 +9,7 @@ probability. No foreign image that a report measures takes part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,7 @@ def choose_none(
     threshold = _largest_threshold(in_class, loss, best)
     found = {kind: _share(its, threshold, best) for group in foreign for kind, its in group.items()}
     return NoneChoice(
-        threshold=_explain(in_class, threshold, loss, best, found, seed),
+        threshold=_explain(in_class, threshold, loss, best, smallest_alpha, found, seed),
         alpha=best,
         lost=_share(in_class, threshold, best),
         found=found,
@@ -109,17 +110,21 @@ def _share(judged: Judged, threshold: float, alpha: float) -> Metric:
 
 
 def _largest_threshold(in_class: Judged, loss: float, alpha: float) -> float:
-    """Under which so few unflagged images lie that loss holds; 0 where the flag takes it all."""
+    """Under which so few unflagged images lie that loss holds.
+
+    Where the flag takes it all, or an image more would be too many: that under which none lies, so
+    that an image of which the network is less sure than of all of these still gets none.
+    """
     return _threshold(np.sort(in_class.best[in_class.p_value > alpha]), len(in_class.best), loss)
 
 
 def _threshold(unflagged: Floats, count: int, loss: float) -> float:
     """`unflagged` best probabilities, ascending, of `count` images in all."""
     may_go = int(np.floor(loss * count + 1e-9)) - (count - len(unflagged))
-    if may_go <= 0 or not len(unflagged):
+    if not len(unflagged):
         return 0.0
     # Labels are empty strictly below the threshold.
-    return float(unflagged[min(may_go, len(unflagged) - 1)])
+    return float(unflagged[min(max(may_go, 0), len(unflagged) - 1)])
 
 
 def _explain(
@@ -127,6 +132,7 @@ def _explain(
     value: float,
     loss: float,
     alpha: float,
+    smallest_alpha: float,
     found: Mapping[str, Metric],
     seed: int,
 ) -> ThresholdChoice:
@@ -149,7 +155,7 @@ def _explain(
     seen = ", ".join(f"{100 * (its.value or 0):.0f} % of {kind}" for kind, its in found.items())
     below = f"below {value:.2f} the answer is none, and" if value else "no probability is too low,"
     sentence = (
-        f"{verdict} {below} the flag is raised at {alpha:.3g};"
+        f"{verdict} {below} {_told_of_flag(alpha, smallest_alpha)};"
         f" together they cost {int(lost.sum())} of {count:,} validation images of the classes"
         f" ({100 * lost.mean():.1f} %, at most {100 * loss:.1f} % allowed)"
         + (f" and find {seen}" if seen else "")
@@ -172,4 +178,14 @@ def _explain(
         interval=(float(low), float(high)),
         total_variation=float(np.abs(np.diff(kept)).sum()),
         wiggle=0.0,
+    )
+
+
+def _told_of_flag(alpha: float, smallest_alpha: float) -> str:
+    if alpha >= smallest_alpha:
+        return f"the flag is raised at {alpha:.3g}"
+    needed = math.ceil(1 / alpha - 1 - 1e-9)
+    return (
+        f"nothing is ever flagged at {alpha:.3g} by so few calibration images"
+        f" ({needed:,} are needed)"
     )

@@ -64,6 +64,8 @@ def test_the_loss_in_class_is_kept_and_used(loss, seed, count, tie) -> None:
     few = FLAG_SHARES[0] * loss  # the least that the flag takes; chance may flag more than it says
     assert lost <= loss + 1e-9 or (choice.alpha == few and lost == flagged)
     above = np.nextafter(choice.threshold.value, 2)
+    if (seen.p_value > choice.alpha).any():
+        assert choice.threshold.value > 0  # something can be none
     if flagged <= loss < 0.9:  # the next higher threshold would lose too many
         assert seen.none_or_flagged(above, choice.alpha).mean() > loss - 1 / count
 
@@ -78,6 +80,31 @@ def test_an_alpha_that_is_given_stays_and_leaves_the_threshold_the_rest() -> Non
 def test_rates_that_calibration_cannot_tell_are_not_chosen() -> None:
     choice = choose_none(in_class(), [{"unsure": UNSURE}], loss=0.05, smallest_alpha=0.02)
     assert choice.alpha >= 0.02
+
+
+@pytest.mark.parametrize("count", [1, 10, 19])
+def test_fewer_images_than_one_over_the_loss_lose_none_and_none_can_still_be_said(
+    count: int,
+) -> None:
+    seen = Judged(np.linspace(0.6, 0.9, count), np.ones(count))
+    choice = choose_none(seen, [{"unsure": UNSURE}], loss=0.05)
+    assert choice.threshold.value == 0.6
+    assert choice.lost.value == 0
+    assert choice.found["unsure"].value == (UNSURE.none_or_flagged(0.6, choice.alpha)).mean() > 0.5
+    assert "below 0.60 the answer is none" in choice.threshold.sentence
+
+
+@given(count=st.integers(1, 300), loss=st.floats(0.005, 0.3))
+def test_the_sentence_promises_no_flag_that_calibration_cannot_raise(count, loss) -> None:
+    smallest = 1 / (count + 1)
+    p_values = np.ceil(in_class().p_value / smallest) * smallest  # as `count` images give them
+    seen = Judged(in_class().best, p_values)
+    choice = choose_none(seen, [{"far": FAR}], loss=loss, smallest_alpha=smallest)
+    if "nothing is ever flagged" in choice.threshold.sentence:
+        assert not (p_values <= choice.alpha).any()
+        assert f"({int(np.ceil(1 / choice.alpha - 1)):,} are needed)" in choice.threshold.sentence
+    else:
+        assert choice.alpha >= smallest
 
 
 def test_the_sentence_says_what_it_costs_and_finds() -> None:
