@@ -273,7 +273,7 @@ class _Actions:
         word = cell.strip()
         if word in ("", KEEP, DELETE):
             return word
-        if word == NONE and NONE not in self.classes:
+        if word == NONE:
             return ()
         # What was copied from the list is behind an apostrophe where it has to be, and then exact.
         for given in (unescape(cell), cell, unescape(word), word):

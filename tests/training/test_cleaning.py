@@ -175,6 +175,28 @@ def test_several_labels_are_a_set(tmp_path: Path) -> None:
     assert apply(path, names, labels, classes, "multi").relabelled == {}  # the same set
 
 
+@pytest.mark.parametrize("task", ["single", "multi"])
+def test_a_class_named_as_an_action_and_the_action_itself_come_back_apart(
+    task: str, tmp_path: Path
+) -> None:
+    classes = ["none", "keep", "delete", "cat"]
+    names = [*classes, "without"]
+    labels: list[Labels] = [("cat",)] * 3 + [("none",)] * 2
+    suggested: list[Labels] = [*((name,) for name in classes), ()]
+    suspects = [Suspect(*its, "why") for its in zip(names, labels, suggested, strict=True)]
+    path = tmp_path / "list.csv"
+    write_suspects(path, suspects, task)  # type: ignore[arg-type]
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert [row[2] for row in rows] == ["label:none", "label:keep", "label:delete", "cat", "none"]
+    write(path, *([*row[:5], row[2]] for row in rows))
+    relabelled = apply(path, names, labels, classes, task).relabelled
+    assert relabelled == dict(enumerate(suggested))
+    write(path, *(line(name, "none", name) for name in ("keep", "delete")))
+    bare = apply(path, names, [("none",)] * 5, classes, task)
+    assert (bare.kept, bare.deleted, bare.relabelled) == (1, (2,), {})
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
