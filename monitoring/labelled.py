@@ -34,7 +34,7 @@ from monitoring.alarm import LABELLED_MISTAKES, Alarm
 from monitoring.evidence import Evidence
 from monitoring.labels import BEGINNING, fault, said_of
 from monitoring.predictions import Predictions
-from monitoring.promise import LEAST_DEPENDENCE_IMAGES, Promise
+from monitoring.promise import LEAST_DEPENDENCE_LABELS, Promise
 from monitoring.sampling import BLOCK, Arrival, ClientShares
 from monitoring.settings import MonitoringSettings
 
@@ -85,7 +85,7 @@ class LabelledMistakes:
         self.evidence = Evidence(_EDGES, counts, seed=seed)
         self.is_held_to_calibration = calibration_mistakes is not None
         self.line = self.evidence.alarm_line(settings.false_alarm_images)
-        self.promise = Promise()
+        self.promise = Promise(least_images=LEAST_DEPENDENCE_LABELS)
         self.drift: Alarm | None = None  # the alarm that nobody has reset yet
         self.last: deque[bool] = deque(maxlen=SHOWN_LABELS)  # whether mistaken
         self.left_out: Counter[str] = Counter()  # by reason
@@ -187,7 +187,7 @@ class LabelledMistakes:
         if self.promise.has_too_few:
             return (
                 f"{self.evidence.images} labelled images look like a drift; whether they depend on"
-                f" each other shows in {LEAST_DEPENDENCE_IMAGES} at the earliest."
+                f" each other shows in {LEAST_DEPENDENCE_LABELS} at the earliest."
             )
         why = self.promise.why_not or "they depended on each other until a moment ago"
         return f"No promise is possible of the labelled images: {why}."

@@ -13,7 +13,10 @@ from typing import Any
 from monitoring.sampling import Dependence, FloatArray, Repeats, Sampler
 
 DEPENDENCE_IMAGES = 400
-LEAST_DEPENDENCE_IMAGES = 60  # fewer say nothing of dependence, so no alarm is raised on them
+# Fewer say too little of dependence, so no alarm is raised on them: on 60 to 80 images class runs
+# of ten looked independent in one of nine orders, and raised one.
+LEAST_DEPENDENCE_IMAGES = 120
+LEAST_DEPENDENCE_LABELS = 60  # of one stream, not the largest of seven
 # Correlation of neighbours past which nothing is promised, beside three standard errors of its
 # estimate; the promise comes back under half of it.
 DEPENDENCE_LIMIT = 0.15
@@ -30,7 +33,9 @@ REPEATED_LIMIT = 0.9  # share of near-duplicates past which what is left is no s
 class Promise:
     """Follows the sampled images; `holds` is as it was found when `renew` was last called."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, least_images: int = LEAST_DEPENDENCE_IMAGES) -> None:
+        """On fewer than `least_images` nothing is said of dependence."""
+        self._least_images = least_images
         self.dependence = Dependence(DEPENDENCE_IMAGES)
         self.repeats = Repeats(back=REPEATS_BACK, window_images=DEPENDENCE_IMAGES)
         self.holds = True
@@ -63,7 +68,7 @@ class Promise:
     @property
     def has_too_few(self) -> bool:
         """Whether there are too few images to say whether they depend on each other."""
-        return self.dependence.images < LEAST_DEPENDENCE_IMAGES
+        return self.dependence.images < self._least_images
 
     @property
     def why_not(self) -> str | None:

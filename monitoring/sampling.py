@@ -8,6 +8,7 @@ for the sampled stream. What dependence is left is measured, and past a limit no
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ LAGS = 8  # images apart that are compared within a block
 FAR_LAGS = 150  # and across blocks
 FAR_CHANCE = 4.0  # standard errors that the largest of so many correlations reaches by chance
 INTERVALS_KEPT = 16  # of a client's share
+DEMAND_INTERVALS = 4  # of which the busiest tells how far a client's images are thinned
+AT_ONCE_OF_A_NEW_CLIENT = 10  # images, before its share is spread by time
 _AT_ONCE = 64  # arrivals that are compared with each other
 
 FloatArray = NDArray[np.float64]
@@ -41,8 +44,8 @@ class Sampler:
 
     `window_images` is how many images back a near-duplicate is looked for; near are equal bytes,
     or perceptual hashes that differ in at most `near_bits` of 64. A client contributes at most
-    `client_images` per `client_seconds`, unless it is the only one: the rule protects clients from
-    each other.
+    `client_images` per `client_seconds`, spread over them, unless it is the only one: the rule
+    protects clients from each other.
 
     >>> sampler = Sampler(window_images=100, near_bits=2, client_images=10, client_seconds=60)
     >>> first = Arrival(0.0, "aa", 0b1111, "shop")
@@ -61,7 +64,7 @@ class Sampler:
         self._known: Counter[str] = Counter()  # the same, to look up
         self._seen = 0
         self._repeats: deque[bool] = deque(maxlen=window_images)
-        self._shares = ClientShares(images=client_images, seconds=client_seconds)
+        self._shares = ClientShares(images=client_images, seconds=client_seconds, spread=True)
 
     def takes(self, arrival: Arrival) -> bool:
         """Whether this image counts; every arrival has to be asked, in order."""
@@ -153,16 +156,28 @@ class Sampler:
 class ClientShares:
     """What each of several clients may contribute in an interval; a lone one is not held back.
 
-    >>> shares = ClientShares(images=2, seconds=60)
+    What comes first counts, or with `spread`: of a client that sends more, every so many-th image,
+    by what it sent before; of one that sent nothing before, a few at once and then as many as its
+    share allows by the time. Neighbours in its stream often show the same: taken one after the
+    other, its share would be a block of them at the start of each interval.
+
+    >>> shares = ClientShares(images=2, seconds=60, spread=True)
     >>> [shares.admit(Arrival(float(at), "", 0, name)) for at, name in enumerate("abaaab")]
     [True, True, True, False, False, True]
+    >>> [shares.admit(Arrival(60.0 + at, "", 0, name)) for at, name in enumerate("baaaa")]
+    [True, True, False, True, False]
     """
 
-    def __init__(self, *, images: int, seconds: float) -> None:
+    def __init__(self, *, images: int, seconds: float, spread: bool = False) -> None:
         self._images = images
+        self._spread = spread
         self._seconds = seconds
         # By interval and client, of the intervals begun last: records come a little out of order.
         self._taken: dict[int, dict[str, int]] = {}
+        self._came: dict[int, dict[str, int]] = {}  # repeats aside
+        # What clients sent before who sent more than their share.
+        self._demand: dict[int, dict[str, int]] = {}
+        self._new: dict[int, dict[str, float]] = {}  # when those came who sent nothing before
         self._clients_before = 0  # in the interval begun before the last
 
     def admit(self, arrival: Arrival, *, counted: bool = True) -> bool:
@@ -171,32 +186,81 @@ class ClientShares:
         its = self._taken.get(interval)
         if its is None:
             its = self._begin(interval)
-        taken = its.get(arrival.client, 0)
-        if taken >= self._images and not self._is_alone(arrival.client, its):
-            return False
-        its[arrival.client] = taken + counted
+        client, came = arrival.client, self._came[interval]
+        if client not in its:
+            self._meet(arrival, interval)
+        taken = its.setdefault(client, 0)
+        came[client] = number = came.get(client, 0) + counted
+        if not self._is_alone(client, its):
+            if taken >= min(self._images, self._by_time(arrival, interval)):
+                return False
+            if not self._is_due(number, self._demand[interval].get(client, 0)):
+                return False
+        its[client] = taken + counted
         return True
 
     def to_state(self) -> dict[str, Any]:
         """Everything, as JSON values."""
         return {
             "taken": [[interval, taken] for interval, taken in self._taken.items()],
+            "came": [[interval, came] for interval, came in self._came.items()],
+            "demand": [[interval, demand] for interval, demand in self._demand.items()],
+            "new": [[interval, new] for interval, new in self._new.items()],
             "clients_before": self._clients_before,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `to_state`."""
         self._taken = {int(interval): dict(taken) for interval, taken in state["taken"]}
+        # States of before shares were spread have none.
+        parts: dict[str, dict[int, Any]] = {
+            "came": self._came,
+            "demand": self._demand,
+            "new": self._new,
+        }
+        for name, its in parts.items():
+            its.update({interval: {} for interval in self._taken})
+            its.update({int(interval): dict(found) for interval, found in state.get(name, [])})
         self._clients_before = int(state["clients_before"])
 
     def _is_alone(self, client: str, interval: Mapping[str, int]) -> bool:
         return self._clients_before <= 1 and set(interval) <= {client}
 
+    def _meet(self, arrival: Arrival, interval: int) -> None:
+        """Note a client that sent nothing in the intervals before."""
+        others = [its for number, its in self._came.items() if number != interval]
+        known = any(arrival.client in its for its in others[-DEMAND_INTERVALS:])
+        if self._spread and not known:
+            self._new[interval][arrival.client] = arrival.seconds
+
+    def _by_time(self, arrival: Arrival, interval: int) -> float:
+        """How many images of its client may count so far; infinite where it sent some before."""
+        came = self._new[interval].get(arrival.client)
+        if came is None:
+            return math.inf
+        since = max(0.0, arrival.seconds - came)
+        return AT_ONCE_OF_A_NEW_CLIENT + self._images * since / self._seconds
+
+    def _is_due(self, number: int, demand: int) -> bool:
+        """Whether the image of that number, of so many that are to be expected, counts."""
+        if demand <= self._images or not self._spread:
+            return True
+        due, due_before = (-(-its * self._images // demand) for its in (number, number - 1))
+        return due > due_before
+
     def _begin(self, interval: int) -> dict[str, int]:
         self._clients_before = len(next(reversed(self._taken.values()), ()))
+        demand: dict[str, int] = {}
+        for came in list(self._came.values())[-DEMAND_INTERVALS:]:
+            for client, count in came.items():
+                if count > max(self._images, demand.get(client, 0)):
+                    demand[client] = count
+        self._demand[interval], self._came[interval], self._new[interval] = demand, {}, {}
         begun = self._taken[interval] = {}
         while len(self._taken) > INTERVALS_KEPT:
-            del self._taken[next(iter(self._taken))]
+            oldest = next(iter(self._taken))
+            for kept in (self._taken, self._came, self._demand, self._new):
+                del kept[oldest]
         return begun
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from monitoring.sampling import (
+    AT_ONCE_OF_A_NEW_CLIENT,
     Arrival,
+    ClientShares,
     Dependence,
     Repeats,
     Sampler,
@@ -83,6 +85,45 @@ def test_the_share_is_one_of_an_interval():
         two = [arrivals(1, int(start) + 1, "b", start), arrivals(20, int(start), "a", start)]
         taken = sum(map(its.takes, [image for group in two for image in group]))
         assert taken == 6
+
+
+def test_the_share_of_a_busy_client_is_spread_over_its_stream():
+    """What it sends in runs of ten would otherwise count run by run, at the start of a minute."""
+    its = sampler(client_images=10, client_seconds=60.0)
+    spread = []
+    for start in (0.0, 60.0, 120.0):
+        its.takes(arrivals(1, 7 + int(start), "quiet", start)[0])
+        loud = [
+            replace(image, seconds=start + place / 2)
+            for place, image in enumerate(arrivals(100, int(start), "loud"))
+        ]
+        spread.append([place for place, image in enumerate(loud) if its.takes(image)])
+    assert spread[1] == spread[2] == list(range(0, 100, 10))
+
+
+def test_a_client_that_nobody_knew_gets_its_share_by_time():
+    its = sampler(client_images=60, client_seconds=60.0)
+    its.takes(arrivals(1, 1, "quiet", 0.0)[0])
+    at_once = arrivals(40, 2, "new", 10.0)
+    assert sum(map(its.takes, at_once)) == AT_ONCE_OF_A_NEW_CLIENT
+    assert sum(map(its.takes, arrivals(40, 3, "new", 20.0))) == 10  # seconds later
+    # Now it is known, and has sent what its share allows.
+    its.takes(arrivals(1, 4, "quiet", 60.0)[0])
+    assert sum(map(its.takes, arrivals(60, 5, "new", 61.0))) == 60 * 60 // 80
+
+
+def test_shares_go_on_from_their_state():
+    one, other = (ClientShares(images=5, seconds=60.0, spread=True) for _ in range(2))
+    images = [
+        image
+        for start in range(0, 240, 60)
+        for number, name in enumerate(("a", "b"))
+        for image in arrivals(20 - 16 * number, start + number, name, float(start))
+    ]
+    for image in images[:60]:
+        one.admit(image)
+    other.restore(json.loads(json.dumps(one.to_state())))
+    assert list(map(one.admit, images[60:])) == list(map(other.admit, images[60:]))
 
 
 def test_records_out_of_order_get_no_second_share():

@@ -187,14 +187,17 @@ def test_a_new_normal_holds_images_to_those_since_the_alarm_alone(watch, draw):
 
 def test_an_alarm_in_the_first_minute_says_nothing_of_days(watch, draw):
     its = watch()
-    (alarm,) = its.take(to_table(draw(its.manifest.tag, 60, 1, darker=0.3)))
+    records = draw(its.manifest.tag, 120, 1, darker=0.3)
+    first = records[0].time
+    half = [replace(record, time=first + (record.time - first) / 2) for record in records]
+    (alarm,) = its.take(to_table(half))
     assert its.sentence == alarm.sentence
 
 
 def test_a_new_normal_right_after_the_alarm_begins_with_next_to_nothing_and_says_so(watch, draw):
     its = watch()
     tag = its.manifest.tag
-    its.take(to_table(draw(tag, 60, 1, darker=0.3)))
+    its.take(to_table(draw(tag, 120, 1, darker=0.3)))
     assert its.state == "drift"
     its.reset(1, 0.0, "new normal")
     its.take(to_table(draw(tag, 100, 2, darker=0.3)))
