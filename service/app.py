@@ -33,9 +33,11 @@ class DoorService(Service[Any]):  # type: ignore[misc]
         """The application that a worker process runs; it starts and stops with its lifespan."""
         keep_pandas_out()
         # Imported here: the process that only starts the workers needs none of it.
+        from service.protocol import put_in_force
         from service.worker import Worker
 
         configure_logging(SETTINGS.log_format)
+        put_in_force(SETTINGS.body_timeout_seconds)
         try:
             native = NativeApi(self, limit_images=SETTINGS.limit_parts)
             return Worker(SETTINGS, native).app

@@ -1,0 +1,168 @@
+"""Bounds on what comes before a request is known: its head, and what nobody reads of its body.
+
+uvicorn has none: it keeps the headers of whoever connects, before any key is checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from asyncio.events import TimerHandle
+from typing import Any
+
+from typing_extensions import override
+from uvicorn.config import HTTP_PROTOCOLS, Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service import metrics
+from service.answers import error_response
+from service.errors import RequestError
+
+LIMIT_HEAD_BYTES = 2**16
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a head that is bounded in bytes and seconds.
+
+    Over `LIMIT_HEAD_BYTES` in URL and headers, or in trailers, is 431. A head that is not whole
+    `timeout_seconds` after the connection was made, or after the first byte of a later request, is
+    408, or nothing where not a byte came. A body that nobody reads, since its request is answered,
+    may come in as late as that. All of these close the connection.
+    """
+
+    timeout_seconds = 10.0
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._in_head = True
+        self._begun: float | None = None  # the request that is coming in; None between two
+        self._raw_bytes = 0  # since the last that were body: of a head, or of trailers
+        self._timer: TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begun = self.loop.time()
+        # One timer a connection, not one a request: it looks again when the next may be due.
+        self._timer = self.loop.call_later(self.timeout_seconds, self._look)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        if self._begun is None:
+            self._begun = self.loop.time()
+        self._raw_bytes += len(data)
+        super().data_received(data)
+        if self._raw_bytes > LIMIT_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(_too_large())
+
+    @override
+    def on_headers_complete(self) -> None:
+        # What came in with the end of the head may be body: only then is it worth counting.
+        if self._raw_bytes > LIMIT_HEAD_BYTES and self._head_bytes() > LIMIT_HEAD_BYTES:
+            raise _HeadTooLargeError  # the parser stops, and a refusal is sent below
+        self._raw_bytes = 0
+        self._in_head = False
+        super().on_headers_complete()
+
+    @override
+    def on_body(self, body: bytes) -> None:
+        self._raw_bytes = 0
+        super().on_body(body)
+
+    @override
+    def on_message_complete(self) -> None:
+        self._raw_bytes = 0
+        self._in_head = True
+        self._begun = None
+        super().on_message_complete()
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        if self._raw_bytes > LIMIT_HEAD_BYTES:
+            self._refuse(_too_large())
+        else:
+            super().send_400_response(msg)
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def _look(self) -> None:
+        """Close what is overdue, or look again when it may be."""
+        if self.transport.is_closing():
+            return
+        now = self.loop.time()
+        begun = self._begun
+        if begun is None or self._is_answering:  # a request that is worked on has its own limits
+            begun = now
+        due = begun + self.timeout_seconds
+        if now < due:
+            self._timer = self.loop.call_at(due, self._look)
+        elif self._in_head and self._raw_bytes:
+            self._refuse(_too_slow(self.timeout_seconds))
+        else:
+            self.transport.close()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, error: RequestError) -> None:
+        """Say so where no answer has begun, and close the connection."""
+        if not (self._is_answering and self.cycle.response_started):
+            metrics.REQUEST["other", error.status].inc()
+            self.transport.write(_as_bytes(error))
+        if self._is_answering:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+
+def put_in_force(timeout_seconds: float) -> None:
+    """For the server that this process is about to start.
+
+    BentoML makes its configuration and asks nobody, so uvicorn's defaults are what can be set.
+    """
+    BoundedProtocol.timeout_seconds = timeout_seconds
+    HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedProtocol.__name__}"
+    # By default it believes X-Forwarded-For of whoever asks from this machine, and a client would
+    # have as many names as it likes. Who has set it knows a proxy to trust.
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+
+
+class _HeadTooLargeError(Exception):
+    pass
+
+
+def _too_large() -> RequestError:
+    return RequestError(
+        "head_too_large",
+        f"URL and headers have more than {LIMIT_HEAD_BYTES} bytes",
+        {"Connection": "close"},
+    )
+
+
+def _too_slow(seconds: float) -> RequestError:
+    return RequestError(
+        "too_slow",
+        f"the head of the request did not arrive within {seconds:g} seconds",
+        {"Connection": "close"},
+    )
+
+
+def _as_bytes(error: RequestError) -> bytes:
+    response = error_response(error)
+    headers = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+    return STATUS_LINE[error.status] + headers + b"\r\n" + bytes(response.body)

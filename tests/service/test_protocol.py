@@ -1,0 +1,237 @@
+"""What comes before a request is known is bounded, in bytes and in seconds."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from contextlib import suppress
+
+import httpx
+import pytest
+
+from service.keys import add_key
+from service.protocol import LIMIT_HEAD_BYTES
+from tests.service.waiting import until
+
+GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
+TIMEOUT = 0.4
+
+
+def connect(door) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", door.port), timeout=20)
+
+
+def rest_of(connection) -> bytes:
+    """All that the server says until it closes the connection."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65_536):
+            received += part
+    return received
+
+
+def flood(connection, piece: bytes, most_bytes: int = 32 * 2**20) -> int:
+    """Send the same again and again until the server closes; how many bytes it took."""
+    sent = 0
+    with suppress(OSError):
+        while sent < most_bytes:
+            connection.sendall(piece)
+            sent += len(piece)
+    return sent
+
+
+def trickle(connection, *, seconds: float) -> float:
+    """A byte now and then until the server closes; after how many seconds it did."""
+    began = time.monotonic()
+    with suppress(OSError):
+        while time.monotonic() < began + seconds:
+            connection.sendall(b"x")
+            time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def answer_of(connection) -> bytes:
+    """One answer on a connection that stays open."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(65_536)
+    head, _, body = received.partition(b"\r\n\r\n")
+    while len(body) < int(re.search(rb"content-length: (\d+)", head)[1]):
+        body += connection.recv(65_536)
+    return head + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        (b"GET /", b"x" * 10_000),
+        (GET + b"X: ", b"x" * 10_000),
+        (GET, b"X: y\r\n" * 1_000),
+        (b"", b"\r\n" * 5_000),
+    ],
+    ids=["url", "one header", "many headers", "empty lines"],
+)
+def test_an_endless_head_is_cut_off(begin, piece, open_door):
+    with open_door() as door, connect(door) as connection:
+        connection.sendall(begin)
+        assert flood(connection, piece) < 32 * 2**20
+        assert httpx.get(f"{door.url}/livez").status_code == 200
+
+
+@pytest.mark.parametrize("in_one_piece", [True, False])
+def test_a_head_over_the_limit_is_told_so(in_one_piece, open_door, counts):
+    head = GET + b"X: " + b"x" * LIMIT_HEAD_BYTES
+    with open_door() as door, connect(door) as connection:
+        if in_one_piece:
+            connection.sendall(head + b"\r\n\r\n")
+        else:
+            connection.sendall(head[:1000])
+            time.sleep(0.05)
+            connection.sendall(head[1000:])
+        answer = rest_of(connection)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"connection: close" in answer.lower()
+    assert b'"head_too_large"' in answer
+    assert counts("plumbline_requests_total", route="other", status="431") == 1
+
+
+def test_a_head_within_the_limit_is_answered_also_before_a_large_body(open_door, red):
+    with open_door() as door, connect(door) as connection:
+        long = b"X: " + b"x" * (LIMIT_HEAD_BYTES - 1_000) + b"\r\n"
+        for _ in range(2):  # over one connection
+            connection.sendall(GET + long + b"\r\n")
+            assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
+        body = b"x" * 300_000
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert answer_of(connection).startswith(b"HTTP/1.1 415 ")
+
+
+def test_endless_trailers_are_cut_off(open_door):
+    with open_door() as door, connect(door) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+        assert flood(connection, b"X: y\r\n" * 1_000) < 32 * 2**20
+        until(lambda: door.door.images_inside == 0)
+
+
+def test_a_chunk_that_describes_itself_without_end_is_cut_off(open_door):
+    with open_door() as door, connect(door) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n1;")
+        assert flood(connection, b"x" * 10_000) < 32 * 2**20
+
+
+def test_a_body_in_tiny_chunks_is_no_head(open_door, red):
+    image = red(1) + bytes(40_000)  # what comes after a PNG's end is not looked at
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in image) + b"0\r\n\r\n"
+    with open_door() as door, connect(door) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
+        assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
+
+
+# Seconds
+
+
+def test_a_connection_that_says_nothing_is_closed(open_door):
+    with open_door(body_timeout_seconds=TIMEOUT) as door, connect(door) as connection:
+        began = time.monotonic()
+        assert rest_of(connection) == b""
+        assert TIMEOUT - 0.1 < time.monotonic() - began < TIMEOUT + 2
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["first", "later"])
+def test_a_head_that_stays_half_sent_is_given_up(first, open_door):
+    with open_door(body_timeout_seconds=TIMEOUT) as door, connect(door) as connection:
+        if first:
+            connection.sendall(GET + b"\r\n")
+            assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
+            time.sleep(TIMEOUT)  # a later request has its own time
+        began = time.monotonic()
+        connection.sendall(GET)
+        answer = rest_of(connection)
+        assert TIMEOUT - 0.1 < time.monotonic() - began < TIMEOUT + 2
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"too_slow"' in answer
+
+
+def test_a_head_that_trickles_is_given_up(open_door):
+    with open_door(body_timeout_seconds=TIMEOUT) as door, connect(door) as connection:
+        connection.sendall(GET + b"X: ")
+        assert trickle(connection, seconds=TIMEOUT + 2) < TIMEOUT + 2
+
+
+def test_a_kept_connection_lives_longer_than_a_head_may_take(open_door, red):
+    with open_door(body_timeout_seconds=TIMEOUT) as door, connect(door) as connection:
+        for _ in range(4):
+            connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(red(1)) + red(1))
+            assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
+            time.sleep(0.7 * TIMEOUT)
+
+
+def test_an_answer_may_take_longer_than_a_head(open_door, red):
+    with open_door(body_timeout_seconds=TIMEOUT) as door:
+        waiting = door.hold_up(red(1))
+        time.sleep(3 * TIMEOUT)
+        door.machine.open.set()
+        assert answer_of(waiting).startswith(b"HTTP/1.1 200 ")
+        waiting.close()
+
+
+def refused_with(door, key: str | None) -> tuple[socket.socket, bytes]:
+    """A request with a large body, answered before that came."""
+    connection = connect(door)
+    authorization = b"" if key is None else b"Authorization: Bearer %s\r\n" % key.encode()
+    connection.sendall(POST + authorization + b"Content-Length: 1000\r\n\r\nx")
+    return connection, answer_of(connection)
+
+
+def test_the_rest_of_a_body_that_nobody_reads_is_not_waited_for(open_door, tmp_path):
+    keys = tmp_path / "keys.json"
+    add_key(keys, "somebody", ["predict"])
+    with open_door(api_keys_file=keys, body_timeout_seconds=TIMEOUT) as door:
+        connection, answer = refused_with(door, key=None)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        # Each byte would keep it open.
+        assert trickle(connection, seconds=TIMEOUT + 2) < TIMEOUT + 2
+        connection.close()
+
+
+def test_a_refusal_whose_body_comes_in_time_keeps_the_connection(open_door, tmp_path, red):
+    keys = tmp_path / "keys.json"
+    key = add_key(keys, "somebody", ["predict"])
+    with open_door(api_keys_file=keys, body_timeout_seconds=TIMEOUT) as door:
+        connection, answer = refused_with(door, key=None)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        connection.sendall(b"x" * 999)
+        time.sleep(2 * TIMEOUT)
+        authorization = b"Authorization: Bearer %s\r\n" % key.encode()
+        connection.sendall(
+            POST + authorization + b"Content-Length: %d\r\n\r\n" % len(red(1)) + red(1)
+        )
+        assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
+        connection.close()
+
+
+# Who is believed
+
+
+def test_what_a_client_says_of_where_it_comes_from_is_not_believed(open_door, red):
+    with open_door() as door:
+        headers = {"X-Forwarded-For": "10.1.2.3", "X-Forwarded-Proto": "https"}
+        answer = httpx.post(f"{door.url}/v1/predict", content=red(1), headers=headers)
+        assert answer.status_code == 200, "this machine alone is served, and this is it"
+
+
+def test_with_many_addresses_in_its_headers_a_client_is_still_one(open_door, red, counts):
+    with open_door(queue_images=4, limit_parts=4) as door:
+        waiting = [door.hold_up(red(1), X_Forwarded_For="127.0.0.2")]
+        waiting += [door.send(red(2), X_Forwarded_For=f"127.0.1.{its}") for its in (1, 2)]
+        until(lambda: door.door.images_inside == 3)
+        headers = {"X-Forwarded-For": "127.0.0.3"}
+        refused = httpx.post(f"{door.url}/v1/predict", content=red(3), headers=headers)
+        assert refused.status_code == 429
+        door.machine.open.set()
+        for connection in waiting:
+            assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
+            connection.close()
+    assert counts("plumbline_shed_requests_total", reason="share_full") == 1
