@@ -121,7 +121,9 @@ class OutlierSummary(_Strict):
     `self_check` holds the AUROC per kind of foreign images, `foreign` the same with intervals and
     counts (bundles made before there were any lack it), `embedding` and `detector` what the
     score reads and how, `candidates` the AUROC that each pair of those reached, by kind, and
-    `baselines` that of scores which were never to be chosen.
+    `baselines` that of scores which were never to be chosen. Of every foreign kind one half of the
+    images chose, on which the latter two are measured, and `self_check` and `foreign` are of the
+    other half (in bundles made before that, all of these are of the same images).
     """
 
     alpha: float = Field(gt=0, lt=1)

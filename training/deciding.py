@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.bundle import Metric
 from model.decision import Calibration, Thresholds, decide, probabilities
 from model.embedding import penultimate_columns
 from model.engines import Outputs
@@ -22,6 +23,7 @@ from training.outlier_choice import (
     Labelled,
     LeftOut,
     OutlierChoice,
+    auroc_of_kinds,
     choose_outlier_model,
     leave_classes_out,
 )
@@ -40,12 +42,15 @@ class Decided:
     threshold: ThresholdChoice | None  # None: the most probable class, always
     none: NoneChoice | None  # of single-label models that may say none
     outlier: OutlierChoice
+    foreign: Mapping[str, Metric]  # AUROC of that score by kind, of images that did not choose
 
 
 def decide_by(trained: Trained, outputs: SplitOutputs) -> Decided:
     """Calibrate, choose and calibrate the outlier score, tune the thresholds, in that order."""
     calibration = _calibrate(trained, outputs.validation)
     outlier = _choose_outlier_model(trained, outputs)
+    in_class = _in_class(trained, outputs).outputs
+    foreign = auroc_of_kinds(outlier.model, in_class, outputs.foreign_reported)
     scored = outlier.model.calibrated(_conformal_scores(trained, outputs, outlier))
     undecided = Decider(
         trained.task,
@@ -57,12 +62,13 @@ def decide_by(trained: Trained, outputs: SplitOutputs) -> Decided:
     )
     if trained.task == "multi":
         tuned = _tune(trained, undecided.probabilities(outputs.validation))
-        return Decided(undecided.with_thresholds(tuned.to_thresholds()), tuned, None, outlier)
+        decider = undecided.with_thresholds(tuned.to_thresholds())
+        return Decided(decider, tuned, None, outlier, foreign)
     if not trained.none_allowed:
-        return Decided(undecided, None, None, outlier)
+        return Decided(undecided, None, None, outlier, foreign)
     none = _choose_none(trained, outputs, undecided, outlier)
     decider = undecided.with_thresholds(none.threshold.to_thresholds(), none.alpha)
-    return Decided(decider, none.threshold, none, outlier)
+    return Decided(decider, none.threshold, none, outlier, foreign)
 
 
 def labels_before_flags(
@@ -190,6 +196,7 @@ def _choose_none(
     return choose_none(
         _judged(decider, in_class.outputs),
         groups,
+        reported={kind: _judged(decider, its) for kind, its in outputs.foreign_reported.items()},
         loss=trained.none_loss or DEFAULT_LOSS,
         alpha=trained.alpha,
         smallest_alpha=decider.outlier.smallest_alpha,

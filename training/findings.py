@@ -101,7 +101,10 @@ class SplitOutputs:
     validation: Outputs
     calibration: Outputs
     test: Outputs | None
-    foreign: Mapping[str, Outputs]  # by kind: made foreign images, and real ones where given
+    # By kind: made foreign images, and real ones where given. Those of `foreign` choose, and those
+    # of `foreign_reported`, which are others, are what is reported.
+    foreign: Mapping[str, Outputs]
+    foreign_reported: Mapping[str, Outputs]
     parts: tuple[EmbeddingPart, ...]  # of every embedding
 
 

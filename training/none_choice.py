@@ -4,7 +4,8 @@ Two things can tell an image that is none of the classes: a low probability of t
 the outlier flag. Both cost images of the classes. For a stated loss of those together, the share
 that the flag may take is chosen by what the two find: made foreign images, which the flag finds
 best, and the images of classes left out, which look like the others and rather show by their
-probability. No foreign image that a report measures takes part.
+probability. Of made and given foreign images one half chooses, and what is found is told of the
+other half. Classes left out are validation images: theirs is told of those that chose.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class NoneChoice:
-    """Threshold and alpha, and the share of each kind of foreign images that they find."""
+    """Threshold and alpha, and the share of each kind of foreign images that they find.
+
+    `found` is of images that did not choose, but of classes left out.
+    """
 
     threshold: ThresholdChoice
     alpha: float
@@ -62,6 +66,7 @@ def choose_none(
     in_class: Judged,
     foreign: Sequence[Mapping[str, Judged]],
     *,
+    reported: Mapping[str, Judged] | None = None,
     loss: float = DEFAULT_LOSS,
     alpha: float | None = None,
     smallest_alpha: float = 0.0,
@@ -70,8 +75,10 @@ def choose_none(
     """The threshold and alpha that find most, and lose at most `loss` of the images in class.
 
     `in_class` are validation images of the classes; `foreign` are groups of kinds, each group of
-    equal weight, such as made images and classes left out. An `alpha` that is given stays, and
-    the threshold takes what it leaves of the loss; under `smallest_alpha` nothing is ever flagged.
+    equal weight, such as made images and classes left out. `reported` are other images of those
+    kinds, on which what is found is told; of a kind without any it is of those that chose. An
+    `alpha` that is given stays, and the threshold takes what it leaves of the loss; under
+    `smallest_alpha` nothing is ever flagged.
     Raises DataError for a loss outside 0 to 1, or no image in class.
     """
     if not 0 < loss < 1:
@@ -95,7 +102,8 @@ def choose_none(
 
     best = max(usable, key=gain)  # the first, so the smallest, of equals
     threshold = _largest_threshold(in_class, loss, best)
-    found = {kind: _share(its, threshold, best) for group in foreign for kind, its in group.items()}
+    told = {kind: its for group in foreign for kind, its in group.items()} | dict(reported or {})
+    found = {kind: _share(its, threshold, best) for kind, its in told.items()}
     return NoneChoice(
         threshold=_explain(in_class, threshold, loss, best, smallest_alpha, found, seed),
         alpha=best,

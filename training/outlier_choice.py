@@ -11,8 +11,9 @@ makes an image foreign often shows early. So several embeddings and detectors ar
   images of the class would have low logits everywhere, as those of a class never learned have not.
   So the logit stays, and a score that reads logits has to find images of which the network is sure.
 
-No foreign image that a report measures takes part in the choice. Scores that are not for
-the choosing (`baseline_detectors`) are measured beside it.
+No foreign image that the self-check reports takes part in the choice: of every kind one half
+chooses, and the other is reported (`self_check.deal_halves`). Scores that are not for the choosing
+(`baseline_detectors`) are measured beside it, on the half that chooses.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Candidate:
 
     embedding: str
     detector: str
-    # By made kind, and CLASSES_LEFT_OUT and CLASSES_NEVER_LEARNED where that could be tried.
+    # By foreign kind, on the half that chooses, and CLASSES_LEFT_OUT and CLASSES_NEVER_LEARNED
+    # where that could be tried.
     measured: Mapping[str, Metric]
 
     @property
@@ -118,6 +120,8 @@ def choose_outlier_model(
 ) -> OutlierChoice:
     """Fit every candidate on the fit split, judge it on validation and foreign images, keep one.
 
+    `foreign` by kind are images that choose; what is chosen is to be reported on others.
+
     The default is the penultimate layer with KNN + ViM; where several labels may apply with KNN +
     residual, and no score that reads logits is tried: theirs say how many labels an image has.
     Of those that are level with the best the first is kept, in the order of detectors, then of
@@ -140,7 +144,7 @@ def choose_outlier_model(
         left_out = _auroc_without_classes(without, choice, detectors)
         for detector in detectors:
             model = fitted.with_detector(detector)
-            found = _auroc_of_kinds(model, validation.outputs, foreign)
+            found = auroc_of_kinds(model, validation.outputs, foreign)
             if detector in left_out:
                 found[CLASSES_LEFT_OUT] = left_out[detector]
             if never_learned is not None:
@@ -199,9 +203,10 @@ def _joined(columns: Sequence[NDArray[np.int64]], embedding: FloatArray) -> Embe
     return EmbeddingChoice(np.concatenate(columns), np.concatenate(scales))
 
 
-def _auroc_of_kinds(
+def auroc_of_kinds(
     model: OutlierModel, validation: Outputs, foreign: Mapping[str, Outputs]
 ) -> dict[str, Metric]:
+    """How well the score tells foreign images of each kind from validation images."""
     domestic = model.score(validation.embedding, validation.logits)[0]
     return {
         kind: measured_auroc(model.score(outputs.embedding, outputs.logits)[0], domestic)

@@ -46,7 +46,13 @@ from training.gates import gives_the_labels, hold_to_torch
 from training.metrics import share_of
 from training.model_card import write_model_card
 from training.reference import outlier_arrays, write_reference
-from training.self_check import GIVEN, ForeignKind, check_outlier_score, made_foreign_images
+from training.self_check import (
+    GIVEN,
+    ForeignKind,
+    check_outlier_score,
+    deal_halves,
+    made_foreign_images,
+)
 
 EXPORT_CHECK_IMAGES = 64
 LIBRARIES = ("torch", "timm", "openvino", "onnx", "numpy", "pillow", "simplejpeg", "bentoml")
@@ -117,12 +123,12 @@ def _find_out(
     test_metrics = None
     if outputs.test is not None:
         test_metrics = assess(decider, outputs.test, trained.test.targets)
-    flags = {kind: decider.flags(its) for kind, its in outputs.foreign.items()}
+    flags = {kind: decider.flags(its) for kind, its in outputs.foreign_reported.items()}
     return Findings(
         decider=decider,
         choice=decided.threshold,
         none=decided.none,
-        self_check=check_outlier_score(decided.outlier, flags),
+        self_check=check_outlier_score(decided.outlier, decided.foreign, flags),
         gates=gates,
         outputs=outputs,
         test_metrics=test_metrics,
@@ -165,13 +171,16 @@ def _run_splits(
     fit_rows = _of_the_domain(trained).sample(2 * BANK_LIMIT, trained.seed).distinct()
     made = made_foreign_images(trained.validation.images, np.random.default_rng(trained.seed))
     given = {} if trained.foreign is None else {GIVEN: trained.foreign}
+    foreign = {kind: run_engine(engine, images) for kind, images in (made | given).items()}
+    chooses, reported = deal_halves(foreign, trained.seed)
     return SplitOutputs(
         fit_rows=fit_rows,
         fit=run_engine(engine, fit_rows.images),
         validation=on_validation,
         calibration=run_engine(engine, trained.calibration.images),
         test=run_engine(engine, trained.test.images) if len(trained.test) else None,
-        foreign={kind: run_engine(engine, images) for kind, images in (made | given).items()},
+        foreign=chooses,
+        foreign_reported=reported,
         parts=parts,
     )
 

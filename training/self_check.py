@@ -3,7 +3,8 @@
 Every training ends with it. The score is measured on made foreign images, which need no
 download, and on real ones where they are given, against validation images. Fine-tuning can break
 the embedding that the score reads (on 1,143 emoji AUROC fell to 0.36), so layers and detector are
-chosen by the same evidence (`training.outlier_choice`), and a model whose self-check fails says so.
+chosen by the same kind of evidence (`training.outlier_choice`), on other images: of each kind one
+half chooses, and the other half is what is reported. A model whose self-check fails says so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from model.bundle import Metric
+from model.engines import Outputs
 from model.images import Pixels
 from training.outlier_choice import (
     CLASSES_LEFT_OUT,
@@ -28,7 +30,8 @@ LEAST_AUROC = 0.70  # of every kind
 LEAST_MEAN_AUROC = 0.85
 WEAK_AUROC = 0.90  # under which the statement names a kind
 GIVEN = "given"  # the kind of real foreign images
-IMAGES_PER_KIND = 500
+IMAGES_PER_KIND = 500  # half of which choose
+LEAST_TO_CHOOSE = 4  # images of a kind
 _PATCHES = 4  # per side
 
 
@@ -59,10 +62,36 @@ class SelfCheck:
     baselines: tuple[Candidate, ...] = ()  # other scores, measured and never chosen
 
 
-def check_outlier_score(choice: OutlierChoice, flags: Mapping[str, NDArray[np.bool_]]) -> SelfCheck:
-    """The verdict on the score that was chosen; `flags` of the images of every foreign kind."""
+def deal_halves(
+    foreign: Mapping[str, Outputs], seed: int
+) -> tuple[dict[str, Outputs], dict[str, Outputs]]:
+    """Of each kind the images that choose, and the others, which are reported.
+
+    Of a kind of fewer than LEAST_TO_CHOOSE images none chooses: half of them would speak for
+    little, and a figure on images that chose would flatter.
+    """
+    chooses: dict[str, Outputs] = {}
+    reported: dict[str, Outputs] = {}
+    for kind, its in foreign.items():
+        count = len(its.logits)
+        order = np.random.default_rng(seed).permutation(count)
+        choosing = count // 2 if count >= LEAST_TO_CHOOSE else 0
+        first, others = (np.sort(part) for part in np.split(order, [choosing]))
+        if choosing:
+            chooses[kind] = Outputs(its.logits[first], its.embedding[first])
+        reported[kind] = Outputs(its.logits[others], its.embedding[others])
+    return chooses, reported
+
+
+def check_outlier_score(
+    choice: OutlierChoice, measured: Mapping[str, Metric], flags: Mapping[str, NDArray[np.bool_]]
+) -> SelfCheck:
+    """The verdict on the score that was chosen, by images that did not choose.
+
+    `measured` is its AUROC and `flags` the flags, N, of the images of every foreign kind.
+    """
     kinds = tuple(
-        ForeignKind(kind, choice.chosen.measured[kind], float(its.mean()), len(its))
+        ForeignKind(kind, measured[kind], float(its.mean()), len(its))
         for kind, its in flags.items()
     )
     passed, statement = _verdict(kinds, choice.chosen)

@@ -122,6 +122,18 @@ def test_the_sentence_says_what_it_costs_and_finds() -> None:
     assert far["count"] == len(FAR.best)
 
 
+def test_what_is_found_is_told_of_images_that_did_not_choose() -> None:
+    others = Judged(UNSURE.best[:100], UNSURE.p_value[:100])
+    alone = choose_none(in_class(), [{"far": FAR}], loss=0.02)
+    choice = choose_none(
+        in_class(), [{"far": FAR}], reported={"far": others, "few": UNSURE}, loss=0.02
+    )
+    assert (choice.alpha, choice.threshold.value) == (alone.alpha, alone.threshold.value)
+    found = others.none_or_flagged(choice.threshold.value, choice.alpha)
+    assert (choice.found["far"].value, choice.found["far"].count) == (found.mean(), 100)
+    assert choice.found["few"].count == 500
+
+
 @pytest.mark.parametrize("loss", [0.0, 1.0, -0.1])
 def test_a_loss_that_means_nothing_is_refused(loss: float) -> None:
     with pytest.raises(DataError, match="must lie between 0 and 1"):

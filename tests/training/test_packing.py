@@ -19,15 +19,15 @@ from model.network import create_network
 from model.whole_embedding import WholeEmbedding
 from monitoring.outlier import KNN_AND_VIM, OutlierModel
 from training import engine_runs, gates
-from training.deciding import _calibrate, _tune
+from training.deciding import _calibrate, _tune, decide_by
 from training.evaluate import Decider
 from training.export import run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.none_choice import Judged, choose_none
 from training.objectives import Cost, FScore, Target
-from training.outlier_choice import PENULTIMATE, Candidate
+from training.outlier_choice import PENULTIMATE, Candidate, auroc
 from training.packing import _prediction_sets, _threshold_evidence, pack
-from training.self_check import SelfCheck
+from training.self_check import LEAST_TO_CHOOSE, SelfCheck, deal_halves, made_foreign_images
 from training.thresholds import ThresholdChoice
 from training.wrong_labels import OWN_PROBABILITIES
 
@@ -113,7 +113,10 @@ def test_every_engine_is_gated_and_int8_kept_where_it_passed(trained: Trained, s
     for measure in manifest.outlier.foreign.values():
         for its in (measure.auroc, measure.flagged):
             assert 0 <= its.low <= its.value <= its.high <= 1
-            assert its.count == 500
+            assert its.count == 250
+    chosen = f"{manifest.outlier.detector} on {manifest.outlier.embedding}"
+    for kind in ("noise", "shuffled patches", "rendered shapes"):
+        assert manifest.outlier.candidates[chosen][kind].count == 250
     report = bundle.path(REPORT).read_text()
     engines = report.split('<section id="engines">')[1].split("</section>")[0]
     assert engines.count("<tr>") == 1 + len(measured)
@@ -159,7 +162,7 @@ def findings(decider: Decider, logits: np.ndarray, choice: ThresholdChoice | Non
         none=None,
         self_check=SelfCheck((), True, "", Candidate(PENULTIMATE, KNN_AND_VIM, {}), ()),
         gates={},
-        outputs=SplitOutputs(nothing, outputs, outputs, outputs, None, {}, ()),
+        outputs=SplitOutputs(nothing, outputs, outputs, outputs, None, {}, {}, ()),
         test_metrics=None,
         validation_metrics={},
     )
@@ -184,6 +187,52 @@ def test_evidence_for_none_counts_the_unlabelled_rows_that_get_no_label(
 def test_without_a_threshold_there_is_no_evidence(trained: Trained, decider: Decider) -> None:
     logits = np.zeros((40, 3), np.float32)
     assert _threshold_evidence(trained, findings(decider, logits, None)) == {}
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 500])
+def test_of_a_foreign_kind_no_image_both_chooses_and_is_reported(count: int) -> None:
+    numbers = np.arange(count, dtype=np.float32)[:, None]
+    kinds = {"given": Outputs(numbers, numbers)}
+    chooses, reported = deal_halves(kinds, seed=0)
+    first = chooses["given"].logits.ravel().tolist() if chooses else []
+    second = reported["given"].logits.ravel().tolist()
+    assert sorted(first + second) == numbers.ravel().tolist()
+    assert len(first) == (count // 2 if count >= LEAST_TO_CHOOSE else 0)
+    if count == 500:
+        assert first != deal_halves(kinds, seed=1)[0]["given"].logits.ravel().tolist()
+
+
+def test_foreign_images_that_are_reported_choose_neither_detector_nor_threshold(
+    trained: Trained,
+) -> None:
+    its = replace(trained, none_allowed=True, alpha=None)
+    whole = WholeEmbedding(trained.network)
+    names = ("fit", "validation", "calibration")
+    fit, validation, calibration = (run_network(whole, getattr(its, at).images) for at in names)
+    kinds = made_foreign_images(its.validation.images, np.random.default_rng(0), count=20)
+    foreign = {kind: run_network(whole, images) for kind, images in kinds.items()}
+    chooses, reported = deal_halves(foreign, seed=0)
+    others = {kind: Outputs(*(0 * part for part in given)) for kind, given in reported.items()}
+    decided, again = (
+        decide_by(
+            its,
+            SplitOutputs(its.fit, fit, validation, calibration, None, chooses, told, whole.parts),
+        )
+        for told in (reported, others)
+    )
+    assert decided.none is not None
+    assert again.none is not None
+    assert decided.outlier.candidates == again.outlier.candidates
+    assert decided.outlier.chosen == again.outlier.chosen
+    assert (decided.none.alpha, decided.none.threshold.value) == (
+        again.none.alpha,
+        again.none.threshold.value,
+    )
+    assert decided.foreign != again.foreign
+    for kind in kinds:
+        assert decided.foreign[kind].count == decided.none.found[kind].count == 10
+        scores = (decided.decider.scores(given) for given in (reported[kind], validation))
+        assert decided.foreign[kind].value == auroc(*scores)
 
 
 def several(rows: int = 200) -> np.ndarray[Any, Any]:
