@@ -4,7 +4,7 @@
 
 Evidently takes ten seconds and 300 MB to import, so this runs as a process of its own, which the
 monitor starts. It explains; the alarm is `evidence`'s. Look at the reports with
-`evidently ui --workspace var/evidently`.
+`plumbline monitor reports`, which keeps Evidently from phoning home, as all here does.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 
 from model.bundle import REFERENCE, Manifest
-from model.errors import MonitorError
+from model.errors import MonitorError, SettingsError
+from model.listening import is_loopback
 from model.settings import read_settings
 from model.store import ModelStore
 from monitoring.record_reader import RecordReader
@@ -113,6 +114,29 @@ class ReportLauncher:
             process.terminate()
         else:
             process.kill()
+
+
+def show_reports(settings: MonitoringSettings, host: str, port: int) -> NoReturn:
+    """Become Evidently's pages of the workspace, without its telemetry.
+
+    Raises `SettingsError` for an address that other machines could reach, since the pages have no
+    keys, and `MonitorError` where there is nothing to show or to show it with.
+    """
+    if not is_loopback(host):
+        raise SettingsError(
+            f"the reports cannot be shown on {host}: their pages have no keys, so they are for this"
+            " machine alone; listen on 127.0.0.1 and reach it through an SSH tunnel"
+        )
+    if importlib.util.find_spec("evidently") is None:
+        raise MonitorError(f"Evidently is not installed; {_HINT}")
+    if not settings.evidently.is_dir():
+        raise MonitorError(
+            f"there are no reports in {settings.evidently} yet; the monitor writes one after every"
+            f" {settings.report_images} images (PLUMBLINE_REPORT_IMAGES)"
+        )
+    where = ["--host", host, "--port", str(port), "--workspace", str(settings.evidently)]
+    command = [sys.executable, "-m", "evidently.cli", "ui", *where]
+    os.execve(sys.executable, command, {**os.environ, **NO_TELEMETRY})
 
 
 def write_report(settings: MonitoringSettings, tag: str, images: int) -> str:

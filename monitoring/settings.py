@@ -177,7 +177,7 @@ class MonitoringSettings(ModelSettings):
 
     @property
     def evidently(self) -> Path:
-        """Evidently's workspace, for `evidently ui --workspace`."""
+        """Evidently's workspace, which `plumbline monitor reports` shows."""
         return self.home.absolute() / "evidently"
 
     @property

@@ -72,6 +72,21 @@ def reset_monitor(why: str, keep: bool, new_normal: bool) -> None:
     click.echo(f"the evidence for {tag} begins anew")
 
 
+@monitor.command("reports")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port."
+)
+def show_reports(host: str, port: int) -> None:
+    """Show Evidently's reports in a browser until Ctrl-C, with its telemetry off.
+
+    The pages have no keys: they are for this machine alone.
+    """
+    from monitoring import reports
+
+    reports.show_reports(read_settings(MonitoringSettings), host, port)
+
+
 @click.command()
 @click.option("--why", required=True, help="The reason; kept in the audit.")
 def retrain(why: str) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
+import httpx
 import pytest
 
+from model.errors import MonitorError, SettingsError
 from monitoring.records import write_records
-from monitoring.reports import ReportLauncher
+from monitoring.reports import NO_TELEMETRY, ReportLauncher, show_reports
 from monitoring.settings import MonitoringSettings
 
 
@@ -31,17 +34,52 @@ def recorded(store, settings, watched, draw):
     return tag
 
 
+# What a child process does to reach others, one line each, in the file that SEEN names.
+WATCHING = """
+import os, sys
+
+def note(event, arguments):
+    if event == "socket.connect":
+        address = arguments[1]
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1"):
+            write(event, address)
+    elif event == "socket.getaddrinfo":
+        if arguments[0] not in ("127.0.0.1", "::1", "localhost", None):
+            write(event, arguments[0])
+    elif event in ("subprocess.Popen", "os.system", "os.posix_spawn"):
+        write(event, arguments[:2])
+
+def write(*what):
+    with open(os.environ["SEEN"], "a") as file:
+        file.write(f"{what}\\n")
+
+sys.addaudithook(note)
+"""
+
+
+@pytest.fixture
+def watched_child(tmp_path, monkeypatch):
+    """What every Python begun from here on does to reach others, once it has: a list of lines.
+
+    Nothing is inherited that would keep Evidently from it.
+    """
+    (tmp_path / "sitecustomize.py").write_text(WATCHING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))  # where its makers' number of a user is
+    monkeypatch.delenv("DO_NOT_TRACK", raising=False)
+    seen = tmp_path / "seen"
+    return lambda: seen.read_text().splitlines() if seen.exists() else []
+
+
 @pytest.mark.slow
-def test_a_report_is_written_without_telemetry(store, settings, recorded):
+def test_a_report_is_written_without_telemetry(store, settings, recorded, watched_child):
     code = (
-        "import os, socket, sys\n"
-        "called = []\n"
-        "socket.socket.connect = lambda self, address: called.append(address)\n"
+        "import sys\n"
         "from model.settings import read_settings\n"
         "from monitoring.reports import write_report\n"
         "from monitoring.settings import MonitoringSettings\n"
         "print(write_report(read_settings(MonitoringSettings), sys.argv[1], 100))\n"
-        "assert called == [], called\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, recorded],
@@ -50,12 +88,91 @@ def test_a_report_is_written_without_telemetry(store, settings, recorded):
         text=True,
         check=True,
     )
+    assert watched_child() == []
     (path,) = settings.evidently.glob("*/snapshots/*.json")
     assert path.stem == done.stdout.strip()
     found = path.read_text()
     assert json.loads(found)
     for column in ("brightness", "predicted_class", "outlier_score"):
         assert f'"column":"{column}"' in found.replace(": ", ":")
+
+
+@pytest.fixture
+def list_projects(settings):
+    """`list_projects(command)`: starts the pages of a workspace and asks what is in it.
+
+    That is one of the things that Evidently tells its makers.
+    """
+    settings.evidently.mkdir()
+
+    def ask(command: list[str]) -> list:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        environment = {**os.environ, "PLUMBLINE_HOME": str(settings.home)}
+        child = subprocess.Popen([*command, "--port", str(port)], env=environment)
+        try:
+            return answer(f"http://127.0.0.1:{port}/api/projects")
+        finally:
+            child.terminate()
+            child.wait(30)
+
+    return ask
+
+
+def answer(url: str, seconds: float = 90) -> list:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return list(httpx.get(url).raise_for_status().json())
+        except httpx.HTTPError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+
+
+@pytest.mark.slow
+def test_reports_are_shown_without_telemetry(watched_child, list_projects):
+    assert list_projects([sys.executable, "-m", "plumbline", "monitor", "reports"]) == []
+    assert watched_child() == []
+
+
+@pytest.mark.slow
+def test_started_by_itself_evidently_would_have_been_seen_to_phone_home(
+    settings, watched_child, list_projects, monkeypatch
+):
+    """The test above would notice; the address here is this machine's own."""
+    monkeypatch.setenv("EVIDENTLY_TELEMETRY", '@json {"url": "http://127.0.0.1:9/"}')
+    command = [sys.executable, "-m", "evidently.cli", "ui", "--workspace", str(settings.evidently)]
+    list_projects(command)
+    assert any("Popen" in one and "http://127.0.0.1:9/" in one for one in watched_child())
+
+
+@pytest.mark.slow
+def test_the_configuration_of_the_pages_has_no_telemetry_under_the_commands_environment(
+    tmp_path,
+):
+    code = (
+        "import os\n"
+        "from evidently.ui.service.app import get_config\n"
+        "def is_on(): return get_config().telemetry.get_event_logger().func.__self__.is_enabled()\n"
+        "print(is_on())\n"
+        "del os.environ['DO_NOT_TRACK']\n"
+        "print(is_on())\n"
+    )
+    environment = {**os.environ, **NO_TELEMETRY, "XDG_CONFIG_HOME": str(tmp_path)}
+    done = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert done == "False\nTrue\n", "and without it, it is on"
+
+
+def test_reports_are_shown_to_this_machine_alone(settings):
+    settings.evidently.mkdir()
+    with pytest.raises(SettingsError, match="no keys"):
+        show_reports(settings, "0.0.0.0", 8000)
+
+
+def test_where_there_are_no_reports_it_is_said(settings):
+    with pytest.raises(MonitorError, match="there are no reports in"):
+        show_reports(settings, "127.0.0.1", 8000)
 
 
 class TestLauncher:
