@@ -291,7 +291,7 @@ class Door:
                 metrics.OUTCOME[image.code].inc()
                 outcomes.append(image)
                 continue
-            answer = next(of_good_images)
+            answer = _checked(next(of_good_images))
             if isinstance(answer, Exception):
                 log.error("an image could not be judged", exc_info=answer)
                 metrics.OUTCOME["internal"].inc()
@@ -316,6 +316,13 @@ class Door:
         self.flagged += flagged
         judged = answer.result.as_answer(asked.predictor.classes, asked.least_probability)
         return {"id": prediction_id, **judged, "error": None}
+
+
+def _checked(answer: Answer[Judgement] | Exception) -> Answer[Judgement] | Exception:
+    """JSON has no NaN: it would take the neighbours' answers along."""
+    if isinstance(answer, Exception) or answer.result.is_finite:
+        return answer
+    return ArithmeticError("the score or a probability is no finite number")
 
 
 def _answer_of(outcomes: list[Outcome], predictor: Predictor) -> dict[str, Any]:

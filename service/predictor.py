@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ class Judgement:
     flagged: bool
     logits: NDArray[np.float32]
     components: NDArray[np.float32]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether score and probabilities are numbers: where one of these is NaN, confidence is."""
+        return isfinite(self.score) and isfinite(self.confidence)
 
     def as_answer(
         self, classes: Sequence[str], least_probability: float | None = None
