@@ -6,6 +6,10 @@ door and not after the work of reading and decoding.
 One client cannot take all the room: beyond its first request it may hold at most `SHARE` times what
 stays free (Choudhury and Hahne 1998, dynamic queue length thresholds). Alone it gets three quarters
 of the room, one of two that both ask for more three sevenths.
+
+What is held against a request depends on what it asks for. Its first image is let in by the number
+of the client's requests, the further ones of a form by the number of its images: so a client's own
+forms do not keep its single images out. Both are bounded by the room.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from service.drain_rate import DrainRate
 from service.errors import RequestError, ShedReason, overloaded
@@ -26,8 +30,21 @@ SHARE = 3  # of the free room that one client may hold
 class _Held:
     """By one client, or by one of its requests."""
 
+    requests: int = 0  # that hold an image
     images: int = 0
     bytes: int = 0
+
+
+class _Room(NamedTuple):
+    """For images or for bytes."""
+
+    inside: int
+    most: int
+    unit: str
+    full: ShedReason
+
+    def __str__(self) -> str:
+        return f"it holds {self.inside} {self.unit}, at most {self.most}"
 
 
 class Occupancy:
@@ -63,73 +80,81 @@ class Occupancy:
 
     @property
     def is_roomy(self) -> bool:
-        """Whether any client's next image would be let in."""
+        """Whether the first image of any client's next request would be let in.
+
+        As if every image were a request of that client: no more can be held against it.
+        """
         return (SHARE + 1) * (self.images + 1) <= SHARE * self._most_images
 
     def refusal(self, client: Hashable) -> RequestError | None:
         """Why the first image of a client's next request would not be let in, where it is so."""
         held = self._held.get(client) or _Held()
-        most = self._most_images
-        return self._refusal(held.images, 0, 1, self.images, most, "images", "queue_full")
+        return self._refusal_of_images(held, _Held(), 1)
 
-    def take(
-        self, client: Hashable, images: int, body_bytes: int, *, own: _Held | None = None
-    ) -> None:
+    def take(self, client: Hashable, images: int, body_bytes: int, own: _Held) -> None:
         """Raise `RequestError` `overloaded` unless there is room; else count it.
 
-        `own` is what the same request has taken before.
+        `own` is what the same request has taken before; it is counted there too.
         """
-        held, own = self._held.get(client) or _Held(), own or _Held()
-        for refusal in (
-            self._refusal(
-                *(held.images, own.images, images, self.images, self._most_images),
-                *("images", "queue_full"),
-            ),
-            self._refusal(
-                *(held.bytes, own.bytes, body_bytes, self.bytes, self._most_bytes),
-                *("bytes", "memory_full"),
-            ),
-        ):
-            if refusal is not None:
-                raise refusal
+        held = self._held.get(client) or _Held()
+        refusal = self._refusal_of_images(held, own, images) or self._refusal(
+            _Room(self.bytes, self._most_bytes, "bytes", "memory_full"),
+            *(held.bytes, own.bytes, body_bytes, "bytes"),
+        )
+        if refusal is not None:
+            raise refusal
+        if not (images or body_bytes):
+            return
         if images:
             self._drain.enter(images)
         self.bytes += body_bytes
-        held.images += images
-        held.bytes += body_bytes
-        if images or body_bytes:
-            self._held[client] = held
+        requests = int(own.requests == 0 and images > 0)
+        for count in (held, own):
+            count.requests += requests
+            count.images += images
+            count.bytes += body_bytes
+        self._held[client] = held
 
-    def give_back(self, client: Hashable, images: int, body_bytes: int, *, answered: bool) -> None:
+    def give_back(self, client: Hashable, own: _Held, *, answered: bool) -> None:
         """What a visit took; a refusal is no sign of how fast images are answered."""
         if answered:
-            self._drain.leave(images)
+            self._drain.leave(own.images)
         else:
-            self._drain.give_up(images)
-        self.bytes -= body_bytes
+            self._drain.give_up(own.images)
+        self.bytes -= own.bytes
         held = self._held.get(client)
         if held is not None:
-            held.images -= images
-            held.bytes -= body_bytes
+            held.requests -= own.requests
+            held.images -= own.images
+            held.bytes -= own.bytes
             if not held.images and not held.bytes:
                 del self._held[client]
 
+    def _refusal_of_images(self, held: _Held, own: _Held, images: int) -> RequestError | None:
+        """The first of a request is weighed as one request of its client's, the rest as images."""
+        first = int(images > 0 and not own.requests)
+        inside, most = self.images, self._most_images
+        return self._refusal(
+            _Room(inside, most, "images", "queue_full"),
+            *(held.requests, own.requests, first, "requests"),
+        ) or self._refusal(
+            _Room(inside + first, most, "images", "queue_full"),
+            *(held.images + first, own.images + first, images - first, "images"),
+        )
+
     def _refusal(
-        self, held: int, own: int, more: int, inside: int, most: int, unit: str, full: ShedReason
+        self, room: _Room, held: int, own: int, more: int, counted: str
     ) -> RequestError | None:
-        """`held` by the client, `own` of them by this request, of those that are `inside`."""
+        """`held` by the client, `own` of them by this request: what is `counted` of its share."""
         if not more:
             return None
-        free = most - inside - more
+        free = room.most - room.inside - more
         if free < 0:
-            return self._overloaded(
-                f"the service is full: it holds {inside} {unit}, at most {most}; try again later",
-                full,
-            )
+            return self._overloaded(f"the service is full: {room}; try again later", room.full)
         if held > own and held + more > SHARE * free:
             return self._overloaded(
-                f"your share of the service is full: it holds {inside} {unit}, {held} of them"
-                f" yours, at most {most}; try again later",
+                f"your share of the service is full: {room}, and {held} {counted} are yours;"
+                " try again later",
                 "share_full",
             )
         return None
@@ -156,15 +181,12 @@ class Visit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        own = self._own
-        self._occupancy.give_back(self._client, own.images, own.bytes, answered=kind is None)
+        self._occupancy.give_back(self._client, self._own, answered=kind is None)
 
     def take_images(self, count: int) -> None:
         """Raise `RequestError` `overloaded` unless there is room for so many more."""
-        self._occupancy.take(self._client, count, 0, own=self._own)
-        self._own.images += count
+        self._occupancy.take(self._client, count, 0, self._own)
 
     def take_bytes(self, count: int) -> None:
         """Raise `RequestError` `overloaded` unless there is room for so many more."""
-        self._occupancy.take(self._client, 0, count, own=self._own)
-        self._own.bytes += count
+        self._occupancy.take(self._client, 0, count, self._own)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
@@ -162,6 +163,27 @@ def test_overload_is_told_with_the_seconds_that_the_queue_takes(open_door, red, 
     assert counts("plumbline_shed_requests_total", reason="share_full") == 1
     assert counts("plumbline_shed_requests_total", reason="queue_full") == 0
     assert counts("plumbline_requests_total", route="/v1/predict", status="429") == 1
+
+
+def test_a_single_image_is_let_in_beside_forms_of_the_same_client(open_door, red, counts):
+    form = [("image", ("x", red(1)))] * 64
+    with open_door(batch_images=64) as door, ThreadPoolExecutor(5) as threads:
+        door.machine.open.clear()
+
+        def send(**request):
+            return threads.submit(httpx.post, f"{door.url}/v1/predict", timeout=30, **request)
+
+        forms = []
+        for images in (64, 128, 192):
+            forms.append(send(files=form))
+            until(lambda images=images: door.door.images_inside == images)
+        assert code(httpx.post(f"{door.url}/v1/predict", files=form)) == (429, "overloaded")
+        single = send(content=red(2))
+        until(lambda: door.door.images_inside == 193)
+        door.machine.open.set()
+        answers = [each.result() for each in (*forms, single)]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert counts("plumbline_shed_requests_total", reason="share_full") == 1
 
 
 def test_a_service_without_any_room_says_so_and_keys_still_come_first(
@@ -354,6 +376,32 @@ def test_an_image_that_cannot_be_judged_is_logged_under_the_id_of_its_request(
     (line,) = [its for its in lines() if "could not be judged" in its["message"]]
     assert line["request_id"] == response.headers["x-request-id"]
     assert "the network broke" in line["exception"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"score": float("nan")},
+        {"score": float("inf")},
+        {"probabilities": np.array([np.nan, 0.1, 0.2], np.float32), "confidence": float("nan")},
+    ],
+    ids=["score", "infinite score", "probability"],
+)
+def test_an_image_whose_judgement_is_no_number_is_one_error_and_its_neighbours_are_answered(
+    odd, open_door, red, counts, lines
+):
+    with open_door() as door:
+        door.machine.odd = {2: odd}
+        files = [("image", ("x", red(value))) for value in (1, 2, 3)]
+        answer = httpx.post(f"{door.url}/v1/predict", files=files)
+        alone = ask(door, red(2))
+    rows = answer.json()["predictions"]
+    assert (answer.status_code, [row["labels"] for row in rows]) == (200, [["star"], [], ["star"]])
+    assert [row["error"] and row["error"]["code"] for row in rows] == [None, "internal", None]
+    assert code(alone) == (500, "internal")
+    assert counts("plumbline_images_total", outcome="internal") == 2
+    assert counts("plumbline_images_total", outcome="ok") == 2
+    assert any("no finite number" in line.get("exception", "") for line in lines())
 
 
 def test_requests_are_logged_only_where_that_is_asked_for(open_door, red, lines):

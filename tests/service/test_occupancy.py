@@ -83,14 +83,31 @@ def test_one_client_cannot_take_all_the_room():
     with ExitStack() as forms, occupancy.visit("shop") as single:
         for _ in range(3):
             forms.enter_context(occupancy.visit("flood")).take_images(64)
-        with pytest.raises(RequestError, match="192 of them yours") as refusal:
-            forms.enter_context(occupancy.visit("flood")).take_images(1)
-        assert (refusal.value.status, refusal.value.shed) == (429, "share_full")
-        assert occupancy.refusal("flood").shed == "share_full"
-        assert occupancy.refusal("shop") is None
-        single.take_images(64)
+        form = forms.enter_context(occupancy.visit("flood"))
+        form.take_images(1)
+        with pytest.raises(RequestError, match="193 images, at most 256, and 193 images are yours"):
+            form.take_images(63)
+        single.take_images(63)
         assert occupancy.refusal("another").shed == "queue_full"
     assert (occupancy.images, occupancy._held) == (0, {})
+
+
+def test_forms_of_a_client_do_not_keep_its_single_images_out():
+    occupancy = Occupancy(most_images=256, most_bytes=100, longest_seconds=15)
+    with ExitStack() as visits:
+        for _ in range(3):
+            form = visits.enter_context(occupancy.visit("shop"))
+            form.take_images(1)
+            form.take_images(63)
+        singles = 0
+        while occupancy.refusal("shop") is None:
+            visits.enter_context(occupancy.visit("shop")).take_images(1)
+            singles += 1
+        with pytest.raises(RequestError, match="50 requests are yours") as refusal:
+            visits.enter_context(occupancy.visit("shop")).take_images(1)
+        assert refusal.value.shed == occupancy.refusal("shop").shed == "share_full"
+        assert singles == 47
+        assert occupancy.refusal("another") is None
 
 
 def test_a_client_alone_gets_three_quarters_of_the_room():
@@ -100,9 +117,9 @@ def test_a_client_alone_gets_three_quarters_of_the_room():
             visit = visits.enter_context(occupancy.visit("alone"))
             visit.take_images(1)
             visit.take_bytes(1)
-        for unit in ("images", "bytes"):
+        for unit, counted in (("images", "requests"), ("bytes", "bytes")):
             another = visits.enter_context(occupancy.visit("alone"))
-            with pytest.raises(RequestError, match=f"75 {unit}, 75 of them yours"):
+            with pytest.raises(RequestError, match=f"75 {unit}, at most 100, and 75 {counted}"):
                 getattr(another, f"take_{unit}")(1)
 
 
@@ -116,14 +133,20 @@ def test_a_single_request_may_have_all_the_room_as_it_comes_in():
         assert (occupancy.images, occupancy.bytes) == (64, 1_000)
 
 
-@given(st.lists(st.integers(1, 64), min_size=1, max_size=60))
-def test_whatever_one_client_asks_for_there_is_room_for_another(asked):
+@given(st.lists(st.integers(2, 64), min_size=1, max_size=60))
+def test_forms_of_one_client_leave_room_for_a_form_of_another_and_singles_for_a_single(asked):
     occupancy = Occupancy(most_images=256, most_bytes=100, longest_seconds=15)
     with ExitStack() as visits:
         for images in asked:
             with suppress(RequestError):
                 visits.enter_context(occupancy.visit("flood")).take_images(images)
-        visits.enter_context(occupancy.visit("another")).take_images(64)
+        with occupancy.visit("another") as another:
+            another.take_images(64)
+        for _ in range(300):
+            with suppress(RequestError):
+                visits.enter_context(occupancy.visit("flood")).take_images(1)
+        assert occupancy.images <= 256
+        visits.enter_context(occupancy.visit("another")).take_images(1)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 64)), max_size=40))
