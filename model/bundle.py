@@ -192,6 +192,8 @@ class Manifest(_Strict):
     outputs everything that decides was fitted to, and measured with; it is served by default.
     `metrics_split` is calibration where a version was made without training: adjusted to another
     class mix (its images are then weighted by class), or recalibrated on images of production.
+    Such a version keeps `threshold_evidence` with the tag it was measured of (`measured_of`); its
+    self-check and `engines` are of that version too, as `outlier.statement` says.
     """
 
     schema_number: int = SCHEMA

@@ -2,8 +2,9 @@
 
 Everything that is fitted to the calibration split is written anew from the records that are given:
 what evidence begins from, the scores of the outlier flag, prediction sets, and the true labels.
-Bin edges stay those of the fit split, or the evidence would not be valid. Promotion stays a
-command.
+Bin edges stay those of the fit split, or the evidence would not be valid. What only a training
+measures (how the threshold was chosen, the outlier self-check, the gates of the engines) stays in
+the manifest, and says of which version it was measured. Promotion stays a command.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from monitoring.class_priors import FloatArray
 from monitoring.streams import logits_of, streams_of
 from monitoring.truth import truth_arrays
 
+_MEASURED_OF = "The self-check and the gates of the engines were measured of"
 _REWRITTEN = (BENTOML_DESCRIPTION, OUTLIER, REFERENCE, TRUTH, CONFORMAL_SETS, REPORT)
 
 
@@ -124,6 +126,8 @@ def _manifest(champion: Manifest, version: str, its: Derived, why: str) -> Manif
             "version": version,
             "created": datetime.now(UTC),
             "calibration": its.calibration,
+            "threshold_evidence": _threshold_evidence(champion),
+            "outlier": _known_outlier(champion),
             "metrics": {metric_key(champion): its.metric},
             "metrics_split": "calibration",
             "training": {
@@ -133,6 +137,21 @@ def _manifest(champion: Manifest, version: str, its: Derived, why: str) -> Manif
             "files": {},
         }
     )
+
+
+def _threshold_evidence(champion: Manifest) -> dict[str, Any]:
+    """The champion's, with the tag of the version whose outputs it was measured on."""
+    evidence = champion.threshold_evidence
+    return {"measured_of": champion.tag, **evidence} if evidence else {}
+
+
+def _known_outlier(champion: Manifest) -> OutlierSummary:
+    """The champion's; its statement says of which version the self-check is."""
+    known = champion.outlier
+    if _MEASURED_OF in known.statement:  # itself made of another
+        return known
+    statement = f"{known.statement} {_MEASURED_OF} {champion.tag}."
+    return known.model_copy(update={"statement": statement})
 
 
 def _write(directory: Path, champion: Bundle, manifest: Manifest, its: Derived) -> Manifest:
