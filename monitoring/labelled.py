@@ -41,8 +41,9 @@ from monitoring.settings import MonitoringSettings
 log = logging.getLogger("plumbline.monitor")
 
 LABELS_AT_ONCE = 1_000
-# Feedback is read so much later, so that what it speaks of is recorded, and nothing comes before it
-# any more: hosts' clocks differ, and transactions end in another order than they began in.
+# Feedback is read so much later, and by what records wait for each other, so that what it speaks of
+# is known, and nothing comes before it any more: hosts' clocks differ, and transactions end in
+# another order than they began in.
 SETTLED_SECONDS = 10.0
 FLUSHES = 3  # of the records, that are waited for at least
 SHOWN_LABELS = 100  # that the share of mistakes is told of
@@ -90,7 +91,8 @@ class LabelledMistakes:
         self.last: deque[bool] = deque(maxlen=SHOWN_LABELS)  # whether mistaken
         self.left_out: Counter[str] = Counter()  # by reason
         self._settled = timedelta(
-            seconds=max(SETTLED_SECONDS, FLUSHES * settings.record_flush_seconds)
+            seconds=settings.merge_seconds
+            + max(SETTLED_SECONDS, FLUSHES * settings.record_flush_seconds)
         )
         self._shares = ClientShares(
             images=settings.sample_client_images, seconds=settings.sample_client_seconds

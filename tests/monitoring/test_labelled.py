@@ -401,3 +401,32 @@ def test_predictions_are_kept_in_bounded_number_each_once(tmp_path):
     its.mark_used(ids[:100])
     its.add("a:1", rows[90:100])  # read again
     assert list(its.unused("a:1", ids)) == ids[100:]
+
+
+@pytest.mark.parametrize("merge_seconds", [0.0, 120.0])
+def test_quick_labels_are_read_once_records_have_waited_for_each_other(
+    watch, store, draw, merge_seconds
+):
+    """The record of an image is held back as long; before it is given, its label is of nothing."""
+    its = watch(record_merge_seconds=merge_seconds)
+    records = draw(its.manifest.tag, 20, 1)
+    now = datetime.now(UTC)
+    with store.state.begin() as connection:
+        connection.execute(
+            feedback.insert(),
+            [
+                {
+                    "prediction_id": one.id,
+                    "client": "anna",
+                    "labels": json.dumps(one.labels),
+                    "model": one.model,
+                    "received_at": now,
+                }
+                for one in records
+            ],
+        )
+    for seconds in (9, merge_seconds, merge_seconds + 9):  # it is not known yet
+        assert its.join(store.state, now + timedelta(seconds=seconds)) == []
+    its.take(to_table(records))
+    its.join(store.state, now + timedelta(seconds=merge_seconds + 11))
+    assert (its.labelled.evidence.images, its.labelled.left_out) == (20, {})
