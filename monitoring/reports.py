@@ -51,6 +51,7 @@ class ReportLauncher:
         self._is_stopped = False  # because it took too long
         self.trouble: str | None = None  # what became of the last report, where it is none
         self._reported: dict[str, int] = {}  # images, by tag
+        self._alarmed: set[str] = set()  # tags, of whose alarm a report is still owed
         self._is_off = settings.report_images == 0
         if not self._is_off and importlib.util.find_spec("evidently") is None:
             log.warning("no Evidently reports: it is not installed; %s", _HINT)
@@ -58,13 +59,18 @@ class ReportLauncher:
 
     def consider(self, tag: str, images: int, *, alarm: bool) -> None:
         """Start a report of version `tag`, of which `images` were recorded, where one is due."""
-        if self._is_off or self._is_running():
+        if self._is_off:
+            return
+        if alarm:  # it comes once, whatever is running now
+            self._alarmed.add(tag)
+        if self._is_running():
             return
         before = self._reported.setdefault(tag, images)
         window = self._settings.report_images
-        if images - before < (_LEAST_IMAGES if alarm else window):
+        if images - before < (_LEAST_IMAGES if tag in self._alarmed else window):
             return
         self._reported[tag] = images
+        self._alarmed.discard(tag)
         self._started_at = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "monitoring.reports", tag, str(window)],

@@ -198,7 +198,7 @@ class TestLauncher:
             (139, False),
             (140, False),
             (180, True),  # too few since the last
-            (190, True),
+            (190, False),  # and now enough: that of the alarm
             (289, False),
             (290, False),
         ):
@@ -207,6 +207,30 @@ class TestLauncher:
             due[images] = len(started) > before
         assert [images for images, is_due in due.items() if is_due] == [140, 190, 290]
         assert started[0] == (["shapes:1", "100"], "1")
+
+    def test_an_alarm_while_another_report_is_written_has_its_own_afterwards(
+        self, settings, monkeypatch
+    ):
+        start = subprocess.Popen
+        children = []
+
+        def begin(command, env):
+            children.append(start(["cat"], stdin=subprocess.PIPE))
+            return children[-1]
+
+        monkeypatch.setattr("monitoring.reports.subprocess.Popen", begin)
+        launcher = ReportLauncher(settings)
+        launcher.consider("shapes:1", 0, alarm=False)
+        launcher.consider("shapes:1", 100, alarm=False)
+        launcher.consider("shapes:1", 155, alarm=True)
+        assert len(children) == 1
+        children[0].communicate()
+        for images in (156, 190):
+            launcher.consider("shapes:1", images, alarm=False)
+        assert len(children) == 2
+        children[1].communicate()
+        launcher.consider("shapes:1", 240, alarm=False)
+        assert len(children) == 2, "the alarm's is written once"
 
     def test_a_monitor_that_restarts_does_not_report_the_past_again(self, settings, started):
         ReportLauncher(settings).consider("shapes:1", 5_000, alarm=False)
