@@ -18,11 +18,12 @@ from model.errors import ImageError
 from model.images import InputSpec
 from service.decoding import Admitted, Decoder
 from service.errors import ClientGoneError, DropReason, RequestError, deadline_exceeded
-from service.settings import ServiceSettings
+from service.settings import MEBIBYTE, ServiceSettings
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
+_PARSED_AT_ONCE_BYTES = MEBIBYTE  # a larger form would hold up the event loop
 _PLAIN_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 
 OnBytes = Callable[[int], None]
@@ -64,7 +65,10 @@ class Admission:
         if content_type == "multipart/form-data":
             limit = self._settings.limit_request_bytes
             body = await self.read_body(request, limit, deadline=deadline, on_bytes=on_bytes)
-            return split_multipart(body, boundary, self._settings.limit_parts)
+            most = self._settings.limit_parts
+            if len(body) > _PARSED_AT_ONCE_BYTES:
+                return await asyncio.to_thread(split_multipart, body, boundary, most)
+            return split_multipart(body, boundary, most)
         if content_type not in _PLAIN_TYPES and not content_type.startswith("image/"):
             raise RequestError(
                 "unsupported_type",

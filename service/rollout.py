@@ -43,6 +43,7 @@ class Rollout:
         self.has_looked = False  # once: there is a champion, or it is known why not
         self.champion: Predictor | None = None
         self.classes: frozenset[str] = frozenset()  # of the champion and those before it
+        self._knows_former = False  # those before it
 
     async def follow(self) -> None:
         """Look for the champion for ever; runs as a task."""
@@ -61,18 +62,21 @@ class Rollout:
         except Exception as error:  # noqa: BLE001 (told)
             self._tell("none", error)
             return
-        if version.tag == self._champion_tag:
+        is_new = version.tag != self._champion_tag
+        if not is_new and self._knows_former:
             self._refused = self._told = None
             return
         if version.tag == self._refused and monotonic() < self._again_at:
             return
         try:
-            loaded = await asyncio.to_thread(self._load, version)
+            if is_new:
+                self._replace(await asyncio.to_thread(self._load, version))
+            # After it serves: to load up to three others may take long.
             former = await asyncio.to_thread(self._former_classes, version)
         except Exception as error:  # noqa: BLE001 (told)
             self._refuse(version.tag, error)
             return
-        self._replace(loaded, former)
+        self._learn(former)
 
     @property
     def _champion_tag(self) -> str | None:
@@ -108,11 +112,18 @@ class Rollout:
                 log.warning("feedback may not name the classes of %s: %s", its.tag, error)
         return frozenset(classes)
 
-    def _replace(self, predictor: Predictor, former: frozenset[str]) -> None:
+    def _learn(self, former: frozenset[str]) -> None:
+        assert self.champion is not None
+        self.classes = former.union(self.champion.classes)
+        self._knows_former = True
+
+    def _replace(self, predictor: Predictor) -> None:
         if self.champion is not None:
             metrics.MODEL.labels(self.champion.bundle.manifest.tag).set(0)
-        self.classes = former.union(predictor.classes)
+        self.classes = self.classes.union(predictor.classes)
+        self._knows_former = False
         self.champion = predictor
+        self.has_looked = True
         self._refused = self._told = None
         metrics.MODEL.labels(predictor.bundle.manifest.tag).set(1)
         # What is loaded lives long: the collector need not walk it again and again.

@@ -45,6 +45,7 @@ def serve(settings: ServiceSettings) -> None:
     configure_logging(settings.log_format)
     plan = plan_workers(settings, cores=usable_cores())
     settings = settings.model_copy(update={"decode_threads": plan.decode_threads})
+    tell_who_is_served(settings)
     log.info(
         "starting %d workers%s on http://%s; Ctrl-C stops them",
         plan.workers,
@@ -79,6 +80,19 @@ def check_keys(settings: ServiceSettings) -> None:
             " one (plumbline keys add --name NAME --scope predict), or set"
             " PLUMBLINE_ALLOW_WITHOUT_KEYS=true to serve whoever asks"
         )
+
+
+def tell_who_is_served(settings: ServiceSettings) -> None:
+    """Log it where there are no keys to say so."""
+    if settings.api_keys_file is not None:
+        return
+    if settings.allow_without_keys:
+        log.warning(
+            "no API keys: whoever reaches %s is served (PLUMBLINE_ALLOW_WITHOUT_KEYS=true)",
+            settings.serve_on,
+        )
+    else:
+        log.info("no API keys: only this machine is served")
 
 
 def check_records(url: str) -> None:

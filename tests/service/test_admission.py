@@ -274,6 +274,21 @@ def test_a_form_is_malformed_wherever_it_is_cut():
     assert len(split_multipart(body, b"edge", 64)) == 2
 
 
+@pytest.mark.parametrize(("size", "is_aside"), [(1_000, False), (2 * 2**20, True)])
+def test_a_large_form_is_taken_apart_in_a_thread_of_its_own(size, is_aside, monkeypatch):
+    threads = []
+
+    def watched(*arguments):
+        threads.append(threading.current_thread())
+        return split_multipart(*arguments)
+
+    monkeypatch.setattr("service.admission.split_multipart", watched)
+    images = [b"x" * size, b"y"]
+    body = form(*(("image", image) for image in images))
+    assert read(Sender(body), content_type=FORM) == images
+    assert [thread is not threading.main_thread() for thread in threads] == [is_aside]
+
+
 def test_64_parts_are_taken_and_65_are_too_large():
     parts = [("image", b"x")] * 65
     assert len(read(Sender(form(*parts[:64])), content_type=FORM)) == 64

@@ -114,6 +114,42 @@ def test_a_former_champion_that_is_gone_does_not_keep_the_new_one_from_serving(s
     assert follower.classes == {"new", "both"}
 
 
+def test_the_new_champion_serves_before_those_before_it_are_looked_at(store, register, monkeypatch):
+    store.promote(register(classes=("old", "both")))
+    follower, seen = Watched(store), []
+    follower.look_now()
+    store.promote(new := register(classes=("new", "both")))
+    former_classes = follower._former_classes
+
+    def look_at_the_former(version):
+        seen.append((follower._champion_tag, follower.has_looked, follower.classes))
+        return former_classes(version)
+
+    monkeypatch.setattr(follower, "_former_classes", look_at_the_former)
+    follower.look_now()
+    assert seen == [(new, True, {"old", "new", "both"})]
+    assert follower.look_now() == new
+    assert len(seen) == 1, "once a promotion"
+
+
+def test_what_the_former_champions_knew_is_asked_again_where_it_could_not_be_read(
+    store, register, clock, monkeypatch, caplog
+):
+    store.promote(register(classes=("old", "both")))
+    store.promote(new := register(classes=("new", "both")))
+    follower = Watched(store)
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "versions", lambda name: 1 / 0)
+        for _ in range(3):
+            assert follower.look_now() == new
+    assert follower.classes == {"new", "both"}
+    assert len(caplog.records) == 1
+    clock.now += 60
+    follower.look_now()
+    assert follower.classes == {"old", "new", "both"}
+    assert follower.tries == 1, "the champion is not loaded again"
+
+
 # Versions that do not load
 
 
