@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from model.bundle import Metric
 from model.errors import DataError
-from training.metrics import Weights, bootstrap, share_of
+from training.metrics import Weights, bootstrap, share_of, wilson_interval
 from training.threshold_evidence import MOST_SPREAD
 from training.threshold_search import GRID
 from training.thresholds import BOOTSTRAP, LEAST_LOST, ThresholdChoice
@@ -171,6 +171,7 @@ def _explain(
         + ("." if unlabelled >= LEAST_LOST else f"; {unlabelled} images are too few to place it.")
     )
     low, high = np.quantile(drawn, [0.025, 0.975])
+    most_lost = wilson_interval(int(lost.sum()), count)
     plain = tuple(float(one) for one in kept)
     return ThresholdChoice(
         objective=f"none_or_flag_at_in_class_loss_{loss:g}",
@@ -186,6 +187,7 @@ def _explain(
         interval=(float(low), float(high)),
         total_variation=float(np.abs(np.diff(kept)).sum()),
         wiggle=0.0,
+        score_interval=(1 - most_lost[1], 1 - most_lost[0]),
     )
 
 

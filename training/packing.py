@@ -43,7 +43,7 @@ from training.evaluate import assess, headline_metrics, run_engine
 from training.export import check_exports, export_network, remove_int8, run_network
 from training.findings import Findings, Rows, SplitOutputs, Trained
 from training.gates import gives_the_labels, hold_to_torch
-from training.metrics import share_of
+from training.metrics import has_label, share_of
 from training.model_card import write_model_card
 from training.reference import outlier_arrays, write_reference
 from training.self_check import (
@@ -240,7 +240,7 @@ def _manifest(
 
 
 def _threshold_evidence(trained: Trained, findings: Findings) -> dict[str, Any]:
-    """How the threshold was chosen; empty where there is none.
+    """How the threshold was chosen, on how many images of which split; empty where there is none.
 
     `none_share_of_unlabelled`: of the validation rows without a label, the share that rightly
     gets none; null where there are no such rows.
@@ -253,7 +253,8 @@ def _threshold_evidence(trained: Trained, findings: Findings) -> dict[str, Any]:
     labels = decide(chances, decider.thresholds, decider.classes, decider.task)
     truth = decider.label_names(targets)
     unlabelled = [not given for given, true in zip(labels, truth, strict=True) if not true]
-    evidence = chosen.to_dict()
+    judged = has_label(targets, trained.task)
+    evidence = {**chosen.to_dict(), "split": "validation", "images": int(judged.sum())}
     if not unlabelled:
         return {**evidence, "none_share_of_unlabelled": None}
     share = share_of(sum(unlabelled), len(unlabelled))

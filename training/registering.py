@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from model.bundle import Bundle, DataSummary
+from model.bundle import Bundle, DataSummary, Metric
 from model.decision import Task
 from model.network import Network
 from model.store import ModelStore
@@ -19,7 +19,8 @@ from training.history import TrainingHistory
 from training.image_sizes import image_sizes
 from training.linear_head import WEIGHT_DECAYS
 from training.loading import LoadedSplit
-from training.metrics import has_label
+from training.loss import trainable_rows
+from training.metrics import has_label, share_of
 from training.never_learned import NeverLearned
 from training.objectives import costs_of
 from training.packing import pack
@@ -137,7 +138,9 @@ def _settings(
         "weights": prepared.weights or "none",
         "kept": outcome.kept,
         "precision": outcome.history.precision,
-        "baselines": outcome.baselines,
+        "baselines": {
+            name: _measured(value, prepared) for name, value in outcome.baselines.items()
+        },
         "delimiter": request.delimiter,
         "pattern": request.pattern,
         "columns": asdict(request.columns or Columns()),
@@ -151,6 +154,19 @@ def _settings(
         "int8": request.int8,
         "never_learned": [] if never_learned is None else list(never_learned.classes),
     }
+
+
+def _measured(value: float, prepared: Prepared) -> dict[str, Any]:
+    """A simpler model's validation metric with its 95 % interval, count and split.
+
+    Of several labels it is a mean average precision, whose interval is not known: low and high are
+    None. In versions made before there were intervals the number stands alone.
+    """
+    targets = prepared.splits[Split.VALIDATION].targets
+    count = len(trainable_rows(targets))
+    is_share = prepared.source.task == "single"
+    its = share_of(round(value * count), count) if is_share else Metric(value=value, count=count)
+    return {**its.model_dump(), "split": Split.VALIDATION.value}
 
 
 def _settings_of_kept(outcome: Outcome) -> TrainingSettings:

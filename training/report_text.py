@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -40,12 +40,22 @@ def span(interval: Sequence[float], written: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """A setting, whatever its type."""
+    """A setting, whatever its type.
+
+    >>> plain({"a linear model": {"value": 0.84, "count": 50}})
+    'a linear model (value 0.84, count 50)'
+    """
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
         return ", ".join(plain(each) for each in value) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(_named(name, each) for name, each in value.items()) or "none"
     return "not set" if value is None else str(value)
+
+
+def _named(name: Any, value: Any) -> str:
+    return f"{name} ({plain(value)})" if isinstance(value, Mapping) else f"{name} {plain(value)}"
 
 
 def words(name: str) -> str:

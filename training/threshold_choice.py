@@ -41,6 +41,8 @@ class ThresholdChoice:
     97.5 % points. `wiggle` is the part of `total_variation` that one rise and one fall do not
     explain; with a target both are of the thresholds that meet it. `score_left_out` is the mean
     of the curve on rows left out of the re-draws, each at the threshold of its re-draw.
+    `score_interval` and `score_left_out_interval` are the 2.5 % and 97.5 % points of the two over
+    the re-draws, the former at `value` throughout; for "none" the former is Wilson's.
     `belongs_at` is where the threshold of a calibrated model belongs, by `belongs_by`; there is
     such a rule for F-beta and for costs in the same ratio for all classes.
     """
@@ -68,6 +70,8 @@ class ThresholdChoice:
     belongs_by: str | None = None
     target: TargetEvidence | None = None
     per_class: tuple[ClassThreshold, ...] = ()
+    score_interval: tuple[float, float] | None = None
+    score_left_out_interval: tuple[float, float] | None = None
 
     @property
     def plateau_width(self) -> float | None:
@@ -100,6 +104,12 @@ def mean_of_known(values: NDArray[np.float64]) -> float | None:
     """Of those that are defined; None where none is."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else None
+
+
+def interval_of_known(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """The same of those that are defined; None where none is."""
+    known = values[~np.isnan(values)]
+    return interval(known) if known.size else None
 
 
 def plain(values: NDArray[np.float64]) -> tuple[float, ...]:

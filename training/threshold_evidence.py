@@ -12,6 +12,7 @@ from training.threshold_choice import (
     TargetEvidence,
     ThresholdChoice,
     interval,
+    interval_of_known,
     mean_of_known,
     plain,
     verdict,
@@ -35,11 +36,13 @@ MOST_DISAGREEMENT = 0.15  # distance to where the threshold of a calibrated mode
 def explain(
     objective: Objective, counts: CountTable, found: Plateau, drawn: Floats
 ) -> ThresholdChoice:
-    """The choice with its evidence; `drawn` B x 3: threshold, score and target on rows left out."""
+    """The choice with its evidence, by re-draws.
+
+    `drawn` B x 4: threshold, score and target on rows left out, score of the drawn rows at the
+    threshold in force.
+    """
     whole = counts.whole()
-    index, kept_for = found.index, _too_few(whole)
-    if kept_for:
-        index = found.fallback
+    index, kept_for = index_in_force(found, whole), _too_few(whole)
     tuned = found.found and not kept_for
     value, spread = float(GRID[index]), float(drawn[:, 0].std())
     variation, wiggle = _variation(found.curve[found.allowed])
@@ -67,6 +70,8 @@ def explain(
         curve_name=objective.curve_name,
         lower_is_better=objective.lower_is_better,
         score_left_out=mean_of_known(sign * drawn[:, 1]),
+        score_interval=interval_of_known(sign * drawn[:, 3]),
+        score_left_out_interval=interval_of_known(sign * drawn[:, 1]),
         belongs_at=rule[0] if rule else None,
         belongs_by=rule[1] if rule else None,
         target=target,
@@ -75,6 +80,11 @@ def explain(
     if not doubts:
         doubts = _doubts(choice, objective.scale(whole), counts.between)
     return replace(choice, trusted=not doubts, sentence=_sentence(choice, doubts))
+
+
+def index_in_force(found: Plateau, whole: Counts) -> int:
+    """Index into the grid of the threshold that is kept."""
+    return found.fallback if _too_few(whole) else found.index
 
 
 def targeted(objective: Objective, counts: Counts) -> Floats:

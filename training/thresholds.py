@@ -28,7 +28,7 @@ from training.class_thresholds import (
 )
 from training.objectives import MACRO_F1, Counts, Objective
 from training.threshold_choice import ThresholdChoice as ThresholdChoice
-from training.threshold_evidence import explain, targeted
+from training.threshold_evidence import explain, index_in_force, targeted
 from training.threshold_search import GRID as GRID
 from training.threshold_search import (
     CountTable,
@@ -117,14 +117,16 @@ def tune_global_threshold(
     if wanted.ndim != 2:
         raise DataError(f"expected targets of shape {table.shape}, got {wanted.shape}")
     counts = CountTable(table, wanted)
+    found = _global_plateau(objective, counts.whole())
+    kept = index_in_force(found, counts.whole())
 
     def look(drawn: Floats, left_out: Floats) -> Array:
-        index = _global_plateau(objective, counts.at(drawn)).index
-        out = counts.at(left_out)
-        return np.array([GRID[index], objective.score(out)[index], targeted(objective, out)[index]])
+        in_bag, out = counts.at(drawn), counts.at(left_out)
+        index = _global_plateau(objective, in_bag).index
+        left = objective.score(out)[index], targeted(objective, out)[index]
+        return np.array([GRID[index], *left, objective.score(in_bag)[kept]])
 
     drawn = redraw(look, len(table), bootstrap, seed)
-    found = _global_plateau(objective, counts.whole())
     return explain(objective, counts, found, drawn)
 
 

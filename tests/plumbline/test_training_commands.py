@@ -74,7 +74,13 @@ def test_a_killed_training_is_resumed_with_its_options(run_plumbline, few_garmen
     assert settings["average_decay"] == 0.9
     assert settings["sampling"] == "balanced"
     assert settings["label_smoothing"] == 0.05
-    assert settings["baselines"]["the class prior"] < 0.2
+    prior = settings["baselines"]["the class prior"]
+    assert prior["low"] < prior["value"] < prior["high"] < 0.3
+    assert prior["value"] < 0.2
+    assert (prior["count"], prior["split"]) == (
+        manifest["data"]["images"]["validation"],
+        "validation",
+    )
     report = next(home.rglob("report.html")).read_text()
     assert "Is it training properly?" in report
     assert "It beats the class prior" in report

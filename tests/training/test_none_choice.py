@@ -152,6 +152,10 @@ def test_the_loss_holds_on_fresh_images() -> None:
     assert lost == pytest.approx(0.05, abs=0.01)
     low, high = choice.threshold.interval
     assert low <= choice.threshold.value <= high
+    kept = choice.threshold.score_interval
+    assert kept is not None
+    assert kept[0] < 1 - lost < kept[1]
+    assert kept == pytest.approx((1 - choice.lost.high, 1 - choice.lost.low))
 
 
 def test_saturated_probabilities_lose_nobody_but_by_the_flag() -> None:

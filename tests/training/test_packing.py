@@ -182,6 +182,7 @@ def test_evidence_for_none_counts_the_unlabelled_rows_that_get_no_label(
         evidence = _threshold_evidence(replace(trained, validation=validation), found)
         assert evidence["none_share_of_unlabelled"] == share
         assert evidence["value"] == choice.value
+        assert (evidence["split"], evidence["images"]) == ("validation", 2)
 
 
 def test_without_a_threshold_there_is_no_evidence(trained: Trained, decider: Decider) -> None:

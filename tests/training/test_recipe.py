@@ -91,6 +91,12 @@ def test_multi_label_csv_gives_a_registered_version_with_platt_and_one_threshold
     assert set(manifest.thresholds.per_class) <= {"red", "green", "blue"}
     evidence = manifest.threshold_evidence
     assert [each["name"] for each in evidence["per_class"]] == list(manifest.classes)
+    assert (evidence["split"], evidence["images"]) == (
+        "validation",
+        manifest.data.images["validation"],
+    )
+    prior = manifest.training["baselines"]["the class prior"]
+    assert (prior["count"], prior["split"]) == (manifest.data.images["validation"], "validation")
     assert manifest.training["objective"] == "macro_f1"
     assert manifest.training["per_class_thresholds"] is True
     assert any(sentence == evidence["sentence"] for sentence in said)

@@ -217,6 +217,25 @@ def test_the_score_on_rows_left_out_is_that_on_fresh_rows() -> None:
     choice = tune_global_threshold(*calibrated(1_500, 4, 3, seed=0), bootstrap=40)
     fresh = macro_f1(*calibrated(20_000, 4, 3, seed=1), choice.value)
     assert choice.score_left_out == pytest.approx(fresh, abs=0.03)
+    for value, interval in (
+        (choice.score_left_out, choice.score_left_out_interval),
+        (choice.score, choice.score_interval),
+    ):
+        assert interval is not None
+        assert interval[0] < value < interval[1]
+        assert interval[0] < fresh < interval[1]
+        assert interval[1] - interval[0] < 0.15
+
+
+def test_the_interval_of_the_score_is_that_of_the_threshold_in_force() -> None:
+    table, targets = calibrated(1_500, 4, 3, seed=0)
+    choice = tune_global_threshold(table, targets, objective=Cost((1.0,) * 4, (3.0,) * 4))
+    rng = np.random.default_rng(7)
+    answers = table >= np.float32(choice.value)
+    cost = np.where(answers & (targets == 0), 1.0, np.where(~answers & (targets == 1), 3.0, 0.0))
+    drawn = [cost[rng.integers(1_500, size=1_500)].sum(axis=1).mean() for _ in range(500)]
+    assert choice.score == pytest.approx(cost.sum(axis=1).mean())
+    assert choice.score_interval == pytest.approx(np.quantile(drawn, [0.025, 0.975]), rel=0.1)
 
 
 @pytest.mark.parametrize(
