@@ -66,6 +66,7 @@ def render(report: ReportData) -> str:
             figures=_figures(report),
             reliability=reliability_figure(report),
             threshold=threshold_figure(report.thresholds),
+            threshold_evidence=_threshold_evidence(report.thresholds),
             class_thresholds=_class_thresholds(report.thresholds),
             outlier=_outlier(report.outlier),
             mistakes=[_mistake(each) for each in report.mistakes[:MOST_MISTAKES]],
@@ -277,6 +278,30 @@ def two_by_two(shown: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 # -- calibration and threshold ----------------------------------------------------------------
+
+
+def _threshold_evidence(choice: ThresholdChoice | None) -> list[tuple[str, str]]:
+    """What the verdict on a threshold rests on, as name and figure, those that there are."""
+    if choice is None:
+        return []
+    name, half = choice.curve_name, choice.half_best_f1
+    known = {
+        f"{name} on validation": _with_span(choice.score, choice.score_interval),
+        f"{name} on rows left out": _with_span(
+            choice.score_left_out, choice.score_left_out_interval
+        ),
+        "spread over re-draws": f"{figure(choice.spread)} ({span(choice.interval, figure)})",
+        "plateau width": _with_span(choice.plateau_width, choice.plateau),
+        "half of the best F1": None if half is None else figure(half),
+        "total variation": figure(choice.total_variation),
+    }
+    return [(name, value) for name, value in known.items() if value is not None]
+
+
+def _with_span(value: float | None, interval: tuple[float, float] | None) -> str | None:
+    if value is None:
+        return None
+    return figure(value) + ("" if interval is None else f" ({span(interval, figure)})")
 
 
 def _class_thresholds(choice: ThresholdChoice | None) -> list[dict[str, Any]]:

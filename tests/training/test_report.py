@@ -209,6 +209,33 @@ def test_a_multi_label_report_has_a_table_of_two_by_two_per_class_and_the_platea
     assert 'class="band"' in text
 
 
+def test_under_the_curve_stands_what_the_verdict_on_the_threshold_rests_on() -> None:
+    data = multi()
+    its = data.thresholds
+    assert its is not None
+    assert its.plateau is not None
+    words = Page(render(data)).words
+
+    def between(interval: tuple[float, float] | None) -> str:
+        assert interval is not None
+        return f"({interval[0]:.3f} to {interval[1]:.3f})"
+
+    for told in (
+        f"macro F1 on validation {its.score:.3f} {between(its.score_interval)}",
+        f"macro F1 on rows left out {its.score_left_out:.3f}"
+        f" {between(its.score_left_out_interval)}",
+        f"spread over re-draws {its.spread:.3f} {between(its.interval)}",
+        f"plateau width {its.plateau_width:.3f} {between(its.plateau)}",
+        f"half of the best F1 {its.half_best_f1:.3f}",
+        f"total variation {its.total_variation:.3f}",
+    ):
+        assert told in words
+    none = Page(render(single())).words
+    assert "share keeping its label on validation 0.9" in none
+    assert "plateau width" not in none
+    assert "half of the best F1" not in none
+
+
 def test_every_class_shows_its_threshold_and_why_it_has_it() -> None:
     data = multi()
     assert data.thresholds is not None
