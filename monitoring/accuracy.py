@@ -11,6 +11,10 @@ they all labelled. They cover chance: which of the images are right, given their
 how exactly a reference of that size knows its own accuracy. They do not cover probabilities that
 are wrong under a shift, which no unlabelled image can show. Both estimates hold under mild change
 and mislead under gross change: `why_invalid` says which it is.
+
+An image of a single label that is answered as none of the classes counts as mistaken, as it is on
+the reference, whose images are of the classes. Probabilities that sum to one over the classes
+cannot tell the chance of none: where more is answered so than there, `why_undefined` says it.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from model.decision import Task
 FLAGGED_LIMIT_ALPHAS = 3  # a flagged share above this many alphas is gross change,
 SIGNIFICANCE = 0.001  # unless chance would do it with more than this probability
 NORMAL_95 = 1.959964  # standard errors to either side of a 95 % interval
+LEAST_NONE_CHANGE = 0.02  # of the share answered as none: less moves the estimates by less
 
 Interval = tuple[float, float]
 
@@ -150,6 +155,42 @@ def why_invalid(flagged: int, images: int, alpha: float, drift: str | None = Non
             f" p < {SIGNIFICANCE:g})"
         )
     return "; ".join(reasons) or None
+
+
+@dataclass(frozen=True)
+class NoneAnswers:
+    """How many of so many images were answered as none of the classes."""
+
+    none: int
+    images: int
+
+    @property
+    def share(self) -> float:
+        """0 without images."""
+        return self.none / max(1, self.images)
+
+    def exceeds(self, reference: NoneAnswers) -> bool:
+        """Whether it is a larger share than there, noticeably and beyond both 95 % intervals."""
+        low, _ = wilson_interval(self.none, self.images)
+        _, high = wilson_interval(reference.none, reference.images)
+        return low > high and self.share - reference.share >= LEAST_NONE_CHANGE
+
+
+def why_undefined(last: NoneAnswers, reference: NoneAnswers) -> str | None:
+    """Why the model defines no accuracy on the last images, in words; None where it does.
+
+    `reference` is of images that are known to be of the classes.
+
+    >>> why_undefined(NoneAnswers(20, 1_000), NoneAnswers(60, 3_000)) is None
+    True
+    """
+    if not last.exceeds(reference):
+        return None
+    return (
+        f"{last.none} of the last {last.images} images are answered as none of the classes,"
+        f" {last.share:.1%} where {reference.share:.1%} of calibration images are: whether these"
+        " are of a class that was missed or rightly of none, no probability of the model tells"
+    )
 
 
 def believable(flagged: int, images: int, alpha: float) -> bool:

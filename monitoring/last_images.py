@@ -13,18 +13,20 @@ from model.bundle import REFERENCE, Bundle
 from model.decision import probabilities
 from monitoring.accuracy import (
     AtcReference,
+    NoneAnswers,
     atc,
     atc_interval,
     cbpe,
     cbpe_interval,
     expected_labels,
     why_invalid,
+    why_undefined,
 )
 from monitoring.class_mix import sample_of
 from monitoring.evidence import STREAMS
 from monitoring.reasons import MEASURED, Calibration, Reasons
 from monitoring.records import read_records
-from monitoring.reference_accuracy import atc_reference
+from monitoring.reference_accuracy import atc_reference, none_answers
 from monitoring.rows import Rows
 from monitoring.samples import Sample
 from monitoring.streams import accepted_labels, components_of, logits_of
@@ -41,6 +43,7 @@ class LastImages:
         self._alpha = alpha
         self._calibration_images = calibration_images
         self._atc_reference: AtcReference | None = atc_reference(bundle)
+        self._none_reference: NoneAnswers | None = none_answers(bundle)
         self._reasons: Reasons | None = None  # made when first needed
         self.flags: deque[bool] = deque(maxlen=WINDOW_IMAGES)
         # Per image: what `expected_labels` gives.
@@ -85,7 +88,8 @@ class LastImages:
         # Restored states of before there were intervals hold fewer of what is expected.
         right, confidences = expected[:, 0], confidences[len(confidences) - len(expected) :]
         task, reference = self._bundle.manifest.task, self._atc_reference
-        why = why_invalid(sum(self.flags), len(self.flags), self._alpha, drift)
+        reasons = why_invalid(sum(self.flags), len(self.flags), self._alpha, drift), self._undefined
+        why = "; ".join(filter(None, reasons)) or None
         return {
             "cbpe": cbpe(expected, task),
             "atc": None if reference is None else atc(confidences, reference.at_value),
@@ -94,6 +98,14 @@ class LastImages:
             "atc_interval": reference and atc_interval(confidences, reference, right),
             "why_invalid": why,
         }
+
+    @property
+    def _undefined(self) -> str | None:
+        """Why more answers of none than on the reference leave the accuracy open, or None."""
+        if self._none_reference is None:
+            return None
+        none = sum(not labels for labels in self._labels)
+        return why_undefined(NoneAnswers(none, len(self._labels)), self._none_reference)
 
     def to_state(self) -> dict[str, Any]:
         """Everything, as JSON values."""

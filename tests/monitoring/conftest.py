@@ -156,9 +156,12 @@ def world() -> Callable[..., World]:
 
 @pytest.fixture
 def of_world(world, draw):
-    """`of_world(tag, count, seed, shares)`: of a world; gives them with their classes."""
+    """`of_world(tag, count, seed, shares)`: of a world; gives them with their classes.
 
-    def make(tag: str, count: int, seed: int, shares=(1 / 3, 1 / 3, 1 / 3)):
+    Images that the model is less sure of than `threshold` are answered as none of the classes.
+    """
+
+    def make(tag: str, count: int, seed: int, shares=(1 / 3, 1 / 3, 1 / 3), *, threshold=0.0):
         its = world(count, seed, shares)
         sample = its.sample
         p_values = np.random.default_rng(seed).random(count)
@@ -166,7 +169,11 @@ def of_world(world, draw):
             replace(
                 record,
                 logits=its.logits[row],
-                labels=[CLASSES[int(its.logits[row].argmax())]],
+                labels=(
+                    [CLASSES[int(its.logits[row].argmax())]]
+                    if sample.chances[row].max() >= threshold
+                    else []
+                ),
                 confidence=float(sample.chances[row].max()),
                 brightness=float(sample.numbers["brightness"][row]),
                 sharpness=float(sample.numbers["sharpness"][row]),
@@ -183,12 +190,15 @@ def of_world(world, draw):
 
 @pytest.fixture
 def champion(store, make_manifest, fill_bundle, of_world):
-    """`champion(truth=True)`: a bundle whose calibration split is of a world."""
+    """`champion(truth=True)`: a bundle whose calibration split is of a world.
 
-    def make(*, truth: bool = True):
+    With a `threshold` it answers none of the classes where it is less sure.
+    """
+
+    def make(*, truth: bool = True, threshold: float | None = None):
         with store.registering("shapes") as (version, directory, seal):
             fill_bundle(directory)
-            made, targets = of_world("calibration", 3_000, 99)
+            made, targets = of_world("calibration", 3_000, 99, threshold=threshold or 0.0)
             arrays = {
                 f"edges.{name}": np.linspace(-3, 3, 31, dtype=np.float32)
                 for name in STREAMS
@@ -212,7 +222,7 @@ def champion(store, make_manifest, fill_bundle, of_world):
                     version=version,
                     classes=CLASSES,
                     calibration=as_it_is,
-                    thresholds=Thresholds(objective="most probable class"),
+                    thresholds=Thresholds(objective="most probable class", value=threshold),
                     prediction_sets=SetsSummary(
                         calibration_images=3_000,
                         highest_coverage=0.999,
