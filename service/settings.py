@@ -78,7 +78,9 @@ class ServiceSettings(MonitoringSettings):
         "arrival to its answer. Not set: that of `PLUMBLINE_DEADLINE_SECONDS`.",
     )
     body_timeout_seconds: float = Field(
-        default=10.0, gt=0, description="Longest time for a request's body to arrive."
+        default=10.0,
+        gt=0,
+        description="Longest time for the head of a request to arrive, and for its body.",
     )
     limit_part_bytes: int = Field(
         default=10 * MEBIBYTE, ge=1, description="Largest image, in bytes."
@@ -99,7 +101,8 @@ class ServiceSettings(MonitoringSettings):
     limit_decoded_bytes: int = Field(
         default=256 * MEBIBYTE,
         ge=1,
-        description="Most bytes of decoded images at any moment, per worker.",
+        description="Most bytes of decoded images at any moment, per worker. An image that needs "
+        "more counts as all of them, and is decoded alone.",
     )
     limit_bytes_in_flight: int = Field(
         default=512 * MEBIBYTE,

@@ -135,6 +135,7 @@ def test_a_champion_that_does_not_verify_leaves_the_old_one_answering(
         assert "network.bin is corrupt" in server.log.read_text()
 
 
+@pytest.mark.faults
 def test_feedback_is_turned_away_while_the_state_database_is_locked_and_predictions_go_on(
     home, serving, image
 ):
@@ -240,6 +241,7 @@ def test_two_workers_tell_their_metrics_together(trained, home, serving, image):
         assert {int(line.split('pid="')[1].split('"')[0]) for line in started} == pids
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_unknown_paths_do_not_make_one_series_more(home, serving):
     def series(client: httpx.Client) -> list[str]:
