@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from sqlalchemy import Engine
 
 from model.bundle import Bundle
 from monitoring.alarm import Alarm
+from monitoring.before_reset import BeforeReset
 from monitoring.class_mix import ClassMix
 from monitoring.evidence import STREAMS, Evidence
 from monitoring.labelled import BEFORE_ALARM_LABELS, LabelledMistakes
@@ -78,6 +80,7 @@ class Watch:
         self.is_new_normal = False  # whether the bags were begun anew from production
         self.resets_seen = 0  # number of the last one in the audit
         self._reset_seconds = -math.inf  # Unix time of it
+        self._before_reset = BeforeReset()
         self.last = LastImages(bundle, self.alpha, self.calibration_images)
         # Points (sampled images in all, log10 evidence per stream), ever further apart.
         self.history: list[tuple[int, list[float | None]]] = []
@@ -122,12 +125,14 @@ class Watch:
 
     def _sampled(self, arrivals: Sequence[Arrival], first: int) -> list[int]:
         """Which rows count as evidence; the first of these arrivals is row `first`."""
-        taken = self.sampler.takes_which(arrivals)
+        taken = np.flatnonzero(self.sampler.takes_which(arrivals)).tolist()
         # A file may appear after the reset of what it shows: seen, but no evidence any more.
+        are_before = [arrivals[place].seconds <= self._reset_seconds for place in taken]
+        self._before_reset.add(are_before)
         return [
             first + place
-            for place, (arrival, is_taken) in enumerate(zip(arrivals, taken, strict=True))
-            if is_taken and arrival.seconds > self._reset_seconds
+            for place, is_before in zip(taken, are_before, strict=True)
+            if not is_before
         ]
 
     def _follow(self, rows: Rows, sampled: Sequence[int]) -> list[Alarm]:
@@ -185,7 +190,8 @@ class Watch:
             return "drift"
         if self.images_served == 0:
             return "waiting"
-        return "ok" if self.promise.holds and not self._is_undecided else "cannot promise"
+        is_promised = self.promise.holds and not self._is_undecided and not self._why_before_reset
+        return "ok" if is_promised else "cannot promise"
 
     @property
     def sentence(self) -> str:
@@ -203,6 +209,8 @@ class Watch:
                 return "Waiting: no images have been recorded for this version yet."
             case "cannot promise":
                 why = self._why_undecided if self._is_undecided else self.promise.why_not
+                if self.promise.holds and not self._is_undecided:
+                    why = self._why_before_reset
                 soon = "the images depended on each other until a moment ago"
                 return f"No promise is possible: {why or soon}."
             case _:
@@ -225,6 +233,11 @@ class Watch:
     def promised_in_days(self) -> str:
         """What the alarm promises, in days of today's traffic; empty before there are images."""
         return in_days(self._settings.false_alarm_images, self.pace.a_day)
+
+    @property
+    def _why_before_reset(self) -> str | None:
+        """Why nothing is known of the images since the reset, or None."""
+        return self._before_reset.why_not(seconds_since_reset=time.time() - self._reset_seconds)
 
     @property
     def _is_undecided(self) -> bool:
@@ -250,6 +263,7 @@ class Watch:
         or labels, is held to something else than before.
         """
         self.resets_seen, self._reset_seconds = number, seconds
+        self._before_reset.clear()
         images, labels = self._drifted() if way == "back" else (None, None)
         if self.drift is not None:
             self.evidence.note_drift()
@@ -330,6 +344,7 @@ class Watch:
             "drift": None if self.drift is None else asdict(self.drift),
             "resets_seen": self.resets_seen,
             "reset_seconds": self._reset_seconds if self.resets_seen else None,
+            "before_reset": self._before_reset.to_state(),
             **self.last.to_state(),
             "history": self.history,
             "history_step": self._history_step,
@@ -356,6 +371,8 @@ class Watch:
         self.resets_seen = int(state["resets_seen"])
         if self.resets_seen:
             self._reset_seconds = float(state["reset_seconds"])
+        if "before_reset" in state:  # states of before have none
+            self._before_reset.restore(state["before_reset"])
         self.last.restore(state)
         self.history = [(int(images), list(values)) for images, values in state["history"]]
         self._history_step = int(state["history_step"])
@@ -371,9 +388,9 @@ class Watch:
             self._renew_promise()
         if not self.promise.allows_alarm():
             return []
-        time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+        at = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
         self.drift = Alarm(
-            time, stream, self.evidence.images, evidence, self.labelled.evidence.images
+            at, stream, self.evidence.images, evidence, self.labelled.evidence.images
         )
         self.alarms.append(self.drift)
         try:

@@ -15,6 +15,7 @@ from model.errors import MonitorError
 from model.state import alarms, audit
 from monitoring.evidence import STREAMS
 from monitoring.monitor import Monitor, ask_for_reset
+from monitoring.promise import LEAST_DEPENDENCE_IMAGES
 from monitoring.records import write_records
 from monitoring.settings import MonitoringSettings
 
@@ -217,11 +218,11 @@ def test_images_from_before_a_reset_that_come_after_it_are_no_evidence(
     ask_for_reset(settings, "a lamp was out")
     put(after_now(tag, 70, 2))
     monitor.poll()
-    put(draw(tag, 200, 3, darker=0.3))
+    put(draw(tag, 150, 3, darker=0.3))
     assert monitor.poll() == []
     status = shown(monitor)
     assert (status["state"], status["images_since_reset"]) == ("ok", 70)
-    assert status["images_served"] == 570
+    assert status["images_served"] == 520
 
 
 def test_records_are_left_for_the_champion_that_is_not_known_yet(
@@ -249,10 +250,10 @@ def test_evidence_past_the_line_on_few_images_is_not_all_is_well(
     status = shown(monitor)
     assert max(status["log10_evidence"][name] for name in STREAMS) > status["alarm_line"]
     assert status["state"] == "cannot promise"
-    assert "45 of 60 images" in status["sentence"]
-    put(draw(tag, 20, 2, darker=0.4))
+    assert f"45 of {LEAST_DEPENDENCE_IMAGES} images" in status["sentence"]
+    put(draw(tag, LEAST_DEPENDENCE_IMAGES, 2, darker=0.4))
     (alarm,) = monitor.poll()
-    assert alarm.after_images == 60
+    assert alarm.after_images == LEAST_DEPENDENCE_IMAGES
 
 
 def test_records_of_times_that_cannot_be_are_refused_and_hold_up_nothing(
@@ -466,7 +467,8 @@ def test_a_new_normal_is_audited_and_obeyed(store, settings, watched, put, draw)
     again = Monitor(settings, store)
     again.poll()
     assert shown(again)["state"] == "ok"
-    assert 300 <= again.watch.evidence.first_images <= 340
+    since = 400 - LEAST_DEPENDENCE_IMAGES
+    assert since - 40 <= again.watch.evidence.first_images <= since + 1
     with store.state.connect() as connection:
         said = select(audit.c.detail).where(audit.c.action == "monitor reset, new normal")
         assert connection.scalars(said).all() == ["darker packaging"]

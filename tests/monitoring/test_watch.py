@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import numpy as np
@@ -138,6 +138,43 @@ def test_independent_images_keep_their_promise(watch, draw):
             assert its.take(records.slice(start, 100)) == []
             assert its.state == "ok"
         assert its.promise.repeats.share == 0
+
+
+def at(records, first: datetime):
+    """The same images, a second apart from then on."""
+    return [replace(its, time=first + number * SECOND) for number, its in enumerate(records)]
+
+
+def test_images_of_a_clock_an_hour_behind_are_no_evidence_and_no_silence(watch, draw):
+    its = watch()
+    tag, now = its.manifest.tag, datetime.now(UTC)
+    its.take(to_table(at(draw(tag, 200, 1), now - timedelta(hours=2))))
+    its.reset(1, now.timestamp())
+    behind = at(draw(tag, 1_000, 2), now - timedelta(hours=1))
+    its.take(to_table(behind[:150]))  # may be late
+    assert its.state == "ok"
+    its.take(to_table(behind[150:300]))
+    again = watch()
+    again.restore(json.loads(json.dumps(its.to_state())))
+    for one in (its, again):
+        assert (one.state, one.evidence.images) == ("cannot promise", 0)
+        assert "300 say that they are from before it: a clock may be behind" in one.sentence
+    its.take(to_table(at(draw(tag, 201, 3), now + SECOND)))  # it was set right
+    assert (its.state, its.evidence.images) == ("ok", 201)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "images", "state"),
+    [(9, 50, "ok"), (11, 50, "cannot promise"), (11, 10, "ok")],
+)
+def test_late_records_are_taken_for_a_clock_behind_when_the_reset_is_long_ago(
+    watch, draw, minutes, images, state
+):
+    its = watch()
+    reset = datetime.now(UTC) - timedelta(minutes=minutes)
+    its.reset(1, reset.timestamp())
+    its.take(to_table(at(draw(its.manifest.tag, images, 1), reset - timedelta(hours=1))))
+    assert its.state == state
 
 
 @pytest.mark.parametrize("keeping", [False, True])
