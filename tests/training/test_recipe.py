@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import io
-from collections.abc import Callable
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image, ImageDraw
 from rich.console import Console
 
@@ -17,16 +22,23 @@ import training.recipe
 from model.bundle import REFERENCE, Bundle
 from model.decision import Task
 from model.network import Network
+from model.settings import ModelSettings
 from model.store import ModelStore
 from monitoring.records import read_records
 from monitoring.truth import true_targets
+from plumbline.clean_command import clean
 from training.decoding_bar import DecodingBar
+from training.evaluate import reopen, run_engine
 from training.fine_tuning import LINEAR_HEAD_KEPT
 from training.history import EpochRecord, TrainingHistory
+from training.interpret import as_json, interpret_version
+from training.interpret_page import render
+from training.metrics import NONE_COLUMN
 from training.preparation import Prepared, prepare_training
 from training.recipe import run_training, train_network
 from training.request import TrainRequest
 from training.settings import TrainingSettings
+from training.sources import open_source
 
 SIDE = 28  # px
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230)}
@@ -74,13 +86,38 @@ def train(
     return run_training(request, store, show_progress=False, say=said.append), said
 
 
+PLANTED = [f"{row:04}.png" for row in range(0, 420, 60)]  # an empty field, labelled with all
+
+
+@dataclass(frozen=True)
+class Blots:
+    """A version of several labels, its data, and what was said when it was trained."""
+
+    store: ModelStore
+    table: Path
+    bundle: Bundle
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def blots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Blots]:
+    folder = tmp_path_factory.mktemp("blots")
+    kinds = [(), ("red",), ("green",), ("blue",), ("red", "green"), ("red", "green", "blue")]
+    table = write_data(folder / "data", [kinds[row % 6] for row in range(420)], lambda row: "")
+    text = table.read_text()
+    for name in PLANTED:
+        text = text.replace(f"{name},\n", f"{name},red green blue\n")
+    table.write_text(text)
+    store = ModelStore(ModelSettings(home=folder / "home"))
+    yield Blots(store, table, *train(store, table))
+    store.state.dispose()
+
+
 @pytest.mark.slow
 def test_multi_label_csv_gives_a_registered_version_with_platt_and_one_threshold(
-    tmp_path: Path, store: ModelStore
+    blots: Blots,
 ) -> None:
-    kinds = [(), ("red",), ("green",), ("blue",), ("red", "green"), ("red", "green", "blue")]
-    data = write_data(tmp_path / "data", [kinds[row % 6] for row in range(420)], lambda row: "")
-    bundle, said = train(store, data)
+    store, bundle, said = blots.store, blots.bundle, blots.said
     manifest = store.load(store.find(bundle.manifest.tag)).manifest
     assert manifest.task == "multi"
     assert manifest.none_allowed
@@ -108,6 +145,77 @@ def test_multi_label_csv_gives_a_registered_version_with_platt_and_one_threshold
     assert said[-1] == manifest.outlier.statement
     assert read_records(str(bundle.path(REFERENCE))).num_rows == 120
     assert true_targets(bundle).shape[0] == 120
+
+
+@pytest.mark.slow
+def test_what_a_model_of_several_labels_gets_wrong_is_counted_and_drawn(blots: Blots) -> None:
+    found = interpret_version(blots.store, "blots:latest", split="all", top=1_000)
+    rows = found.top_losses
+    assert len(rows) == found.metrics["count"] == 420
+    for name, ((tn, fp), (fn, tp)) in zip(
+        found.classes, found.metrics["confusion"]["counts"], strict=True
+    ):
+        pairs = Counter((name in its.truth, name in its.labels) for its in rows)
+        assert (tn, fp, fn, tp) == (
+            *(pairs[False, False], pairs[False, True]),
+            *(pairs[True, False], pairs[True, True]),
+        )
+    assert found.confused
+    wrong = [(set(its.truth), set(its.labels)) for its in rows if its.truth != its.labels]
+    for pair in found.confused:
+        assert pair.count == sum(
+            pair.truth in (truth - labels or {NONE_COLUMN})
+            and pair.answer in (labels - truth or {NONE_COLUMN})
+            for truth, labels in wrong
+        )
+    # Of several labels the heat is of the one that cost most.
+    costliest = dearest_labels(blots.store)
+    assert {its.name: its.heat_class for its in rows} == costliest
+    assert all(its.heat is not None and not its.heat_truth_class for its in rows)
+    page = render(found)
+    assert "Each label, given and deserved" in page
+    assert "Missed, and given instead" in page
+    json.dumps(as_json(found))
+
+
+def dearest_labels(store: ModelStore) -> dict[str, str]:
+    """By the name of each row, the label whose probability is farthest from the truth."""
+    opened = reopen(store, "blots:latest", split="all")
+    engine, decider = opened.engine(), opened.decider()
+    told = {}
+    for rows in opened.chosen.values():
+        chances = decider.probabilities(run_engine(engine, rows.images))
+        worst = np.abs(chances - rows.targets).argmax(axis=1)
+        told |= {name: decider.classes[at] for name, at in zip(rows.names, worst, strict=True)}
+    return told
+
+
+@pytest.mark.slow
+def test_wrong_sets_of_labels_are_listed_and_the_edited_list_corrects_the_data(
+    blots: Blots, tmp_path: Path
+) -> None:
+    path = tmp_path / "suspects.csv"
+    environment = {"PLUMBLINE_HOME": str(blots.store.home)}
+    done = CliRunner().invoke(clean, ["blots:latest", "--out", str(path)], env=environment)
+    assert done.exit_code == 0, done.output
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    planted = {row["file"]: row for row in rows if row["file"] in PLANTED}
+    assert len(planted) >= len(PLANTED) - 2
+    assert {row["label"] for row in planted.values()} == {"blue|green|red"}
+    suggested = {row["file"]: row["suggested"] for row in rows}
+    assert suggested.keys() >= planted.keys()
+    for row in rows:
+        row["action"] = row["suggested"]
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        lines = csv.DictWriter(file, list(rows[0]))
+        lines.writeheader()
+        lines.writerows(rows)
+    after = open_source(blots.table, clean=path)
+    labels = dict(zip(after.names, after.labels, strict=True))
+    for name, cell in suggested.items():
+        assert set(labels[name]) == (set() if cell == "none" else set(cell.split("|")))
+    assert any(labels[name] == () for name in planted)
 
 
 @pytest.mark.slow
