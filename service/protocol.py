@@ -119,9 +119,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def _is_unanswered(self) -> bool:
+        if self._in_head:  # the present cycle is of the request before it
+            return not self._is_answering
+        return self._is_answering and not self.cycle.response_started
+
     def _refuse(self, error: RequestError) -> None:
-        """Say so where no answer has begun, and close the connection."""
-        if not (self._is_answering and self.cycle.response_started):
+        """Say so where the client would take it for the answer to this request, and close."""
+        if self._is_unanswered:
             metrics.REQUEST["other", error.status].inc()
             self.transport.write(_as_bytes(error))
         if self._is_answering:

@@ -115,6 +115,17 @@ def test_endless_trailers_are_cut_off(open_door):
         until(lambda: door.door.images_inside == 0)
 
 
+def test_a_request_that_was_answered_gets_no_second_answer_for_its_trailers(open_door, tmp_path):
+    keys = tmp_path / "keys.json"
+    add_key(keys, "somebody", ["predict"])
+    with open_door(api_keys_file=keys) as door, connect(door) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+        assert answer_of(connection).startswith(b"HTTP/1.1 401 ")
+        assert flood(connection, b"X: y\r\n" * 1_000) < 32 * 2**20
+        with suppress(OSError):
+            assert connection.recv(65_536) == b""
+
+
 def test_a_chunk_that_describes_itself_without_end_is_cut_off(open_door):
     with open_door() as door, connect(door) as connection:
         connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n1;")
