@@ -27,6 +27,7 @@ LEAST_SILHOUETTE = 0.25  # under which it is one group
 EXAMPLES = 6
 _MOST_CLUSTERED = 500  # images; the newest ones
 _SAMPLE = 500  # calibration images that tell how far neighbours usually are
+_AT_ONCE = 64  # images whose distances to all calibration images are in memory
 
 
 class Groups:
@@ -45,6 +46,7 @@ class Groups:
     ) -> None:
         """`components` N x P of the calibration split, and the labels that each image was given."""
         self._components = np.asarray(components, np.float64)
+        self._squares = (self._components**2).sum(axis=1)
         self._labels = labels
         some = np.random.default_rng(seed).permutation(len(self._components))[:_SAMPLE]
         # The nearest of an image of calibration is itself.
@@ -101,9 +103,20 @@ class Groups:
 
     def _nearest(self, points: FloatArray, count: int) -> tuple[NDArray[np.int64], FloatArray]:
         """Rows of the nearest calibration images (M x count), and distances, nearest first."""
-        squares = (self._components**2).sum(axis=1)
-        squared = (points**2).sum(axis=1)[:, None] - 2 * points @ self._components.T + squares
-        count = min(count, squared.shape[1])
+        count = min(count, len(self._components))
+        rows, distances = np.zeros((len(points), count), np.int64), np.zeros((len(points), count))
+        for start in range(0, len(points), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            rows[some], distances[some] = self._nearest_at_once(points[some], count)
+        return rows, distances
+
+    def _nearest_at_once(
+        self, points: FloatArray, count: int
+    ) -> tuple[NDArray[np.int64], FloatArray]:
+        """In double precision: what is left of squares that cancel out decides who is near."""
+        squared = points @ (-2 * self._components.T)
+        squared += (points**2).sum(axis=1)[:, None]
+        squared += self._squares
         rows = np.argpartition(squared, count - 1, axis=1)[:, :count]
         near = np.take_along_axis(squared, rows, axis=1)
         order = np.argsort(near, axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -86,3 +87,25 @@ def test_the_silhouette_is_that_of_scikit_learn():
     numbers[0] = 7  # alone
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     assert _silhouette(distances, numbers) == pytest.approx(silhouette_score(points, numbers))
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 300])
+def test_neighbours_are_those_of_the_plain_computation(groups, count):
+    window = images(count, 3)[0]
+    rows, distances = groups._nearest(window, 10)
+    plain = np.linalg.norm(window[:, None] - images(2_000, 0)[0], axis=2)
+    assert (rows == np.argsort(plain, axis=1)[:, :10]).all()
+    np.testing.assert_allclose(distances, np.sort(plain, axis=1)[:, :10], rtol=1e-9)
+
+
+def test_memory_hardly_grows_with_the_calibration_split():
+    """A window of 1,000 has 30 million distances to 30,000 calibration images: 240 MB."""
+    rng = np.random.default_rng(0)
+    components = rng.normal(size=(30_000, 32))
+    tracemalloc.start()
+    try:
+        Groups(components, [["cat"]] * 30_000, seed=0).of(components[:1_000], named(1_000))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 60e6
