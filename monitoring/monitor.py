@@ -34,6 +34,7 @@ RESETS: dict[ResetWay, str] = {
     "new normal": "monitor reset, new normal",
 }
 _WATCHES_KEPT = 3  # of the latest champions: a rollback goes on where it was
+_TAGS_NAMED = 5  # of versions that the store does not know
 
 
 class Monitor:
@@ -256,12 +257,11 @@ class Monitor:
 
     def _take(self, records: pa.Table) -> list[Alarm]:
         by_model = Counter(records["model"].to_pylist())
-        for tag, count in by_model.items():
-            if self.watch is None or tag != self.watch.manifest.tag:
-                self.records_total[self._kind_of(tag)] += count
         if self.watch is None:
             return []
         tag = self.watch.manifest.tag
+        del by_model[tag]
+        self._count_others(by_model)
         own = records.filter(pyarrow.compute.equal(records["model"], tag))
         if not len(own):
             return []
@@ -278,12 +278,22 @@ class Monitor:
         self.records_total["watched"] += int(fitting.sum())
         return raised
 
-    def _kind_of(self, tag: str) -> str:
+    def _count_others(self, by_model: Counter[str]) -> None:
+        """Count records of other versions, and name those that the store does not know."""
+        if not by_model:
+            return
         known = {version.tag for version in self._store.versions()}
-        if tag in known:
-            return "other version"
-        log.warning("records of %s, a version that is not in the store, are left out", tag)
-        return "unknown version"
+        unknown = sorted(by_model.keys() - known)
+        of_unknown = sum(by_model[tag] for tag in unknown)
+        if by_model.total() > of_unknown:
+            self.records_total["other version"] += by_model.total() - of_unknown
+        if of_unknown:
+            self.records_total["unknown version"] += of_unknown
+            log.warning(
+                "%d records are left out: they are of versions that are not in the store (%d): %s%s",
+                *(of_unknown, len(unknown)),
+                *(", ".join(unknown[:_TAGS_NAMED]), ", ..." * (len(unknown) > _TAGS_NAMED)),
+            )
 
     def _write_alarms(self) -> None:
         """Put the alarms of the saved state into the database, each once.

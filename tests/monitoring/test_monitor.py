@@ -281,6 +281,23 @@ def test_records_of_other_versions_are_counted_apart(store, settings, watched, p
     assert shown(monitor)["images_served"] == 10
 
 
+def test_records_of_many_unknown_versions_are_looked_up_once_and_told_in_one_line(
+    store, settings, watched, put, draw, caplog, monkeypatch
+):
+    tag = watched()
+    monitor = Monitor(settings, store)
+    others = [f"shapes:20200101-{number:08x}" for number in range(50)]
+    put([replace(its, model=one) for its, one in zip(draw(tag, 50, 1), others, strict=True)])
+    looked = []
+    versions = store.versions
+    monkeypatch.setattr(store, "versions", lambda: looked.append(1) or versions())
+    monitor.poll()
+    assert monitor.records_total == {"unknown version": 50}
+    (said,) = [its for its in caplog.messages if "not in the store" in its]
+    assert said.endswith(f"versions that are not in the store (50): {', '.join(others[:5])}, ...")
+    assert looked == [1]
+
+
 def test_what_is_no_record_of_ours_is_named_counted_and_loses_nothing_beside_it(
     store, settings, watched, put, draw, caplog
 ):
@@ -306,7 +323,7 @@ def test_what_is_no_record_of_ours_is_named_counted_and_loses_nothing_beside_it(
         "torn.parquet is left out",
         "of-another-version.parquet is left out: it holds no prediction records: it is of schema",
         "10 records are left out: those with their ids came before",
-        "records of shapes:20200101-00000000, a version that is not in the store, are left out",
+        "3 records are left out: they are of versions that are not in the store (1): shapes:2020",
     ):
         assert caplog.text.count(said) == 1, said
 
