@@ -40,7 +40,7 @@ from training.outlier_choice import (
     embedding_choices,
 )
 from training.refitted_head import HeadRecipe
-from training.self_check import made_foreign_images
+from training.self_check import deal_halves, made_foreign_images
 from training.splits import Split
 
 ALPHAS = (0.01, 0.05)
@@ -125,11 +125,12 @@ def chosen_now(version: Version) -> OutlierChoice:
     seed = int(version.manifest.training["seed"])
     validation = version.opened.splits[Split.VALIDATION]
     made = made_foreign_images(validation.images, np.random.default_rng(seed))
+    seen = {kind: version.seen(f"made {kind}", _given(its)).outputs for kind, its in made.items()}
     return choose_outlier_model(
         version.manifest.embedding_parts,
         Labelled(fit.outputs, targets),
         Labelled(version.split(Split.VALIDATION).outputs, version.targets(Split.VALIDATION)),
-        {kind: version.seen(f"made {kind}", _given(its)).outputs for kind, its in made.items()},
+        deal_halves(seen, seed)[0],
         head=_head_of(version) if version.manifest.training["kept"] == LINEAR_HEAD_KEPT else None,
         seed=seed,
     )
