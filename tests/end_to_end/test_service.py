@@ -47,6 +47,10 @@ def form(*images: bytes, name: str = "image") -> list[tuple[str, tuple[str, byte
     return [(name, ("x", image)) for image in images]
 
 
+def test_the_start_says_who_is_served(server):
+    assert "no API keys: only this machine is served" in server.log.read_text()
+
+
 class TestPredictions:
     def test_a_sneaker_is_called_a_sneaker_and_is_not_flagged(self, server, garment_images):
         answer = ask(server, a_sneaker(garment_images)).json()
