@@ -290,7 +290,7 @@ class Monitor:
         if of_unknown:
             self.records_total["unknown version"] += of_unknown
             log.warning(
-                "%d records are left out: they are of versions that are not in the store (%d): %s%s",
+                "%d records are left out: they are of versions not in the store (%d): %s%s",
                 *(of_unknown, len(unknown)),
                 *(", ".join(unknown[:_TAGS_NAMED]), ", ..." * (len(unknown) > _TAGS_NAMED)),
             )

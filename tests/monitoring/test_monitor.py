@@ -294,7 +294,7 @@ def test_records_of_many_unknown_versions_are_looked_up_once_and_told_in_one_lin
     monitor.poll()
     assert monitor.records_total == {"unknown version": 50}
     (said,) = [its for its in caplog.messages if "not in the store" in its]
-    assert said.endswith(f"versions that are not in the store (50): {', '.join(others[:5])}, ...")
+    assert said.endswith(f"versions not in the store (50): {', '.join(others[:5])}, ...")
     assert looked == [1]
 
 
@@ -323,7 +323,7 @@ def test_what_is_no_record_of_ours_is_named_counted_and_loses_nothing_beside_it(
         "torn.parquet is left out",
         "of-another-version.parquet is left out: it holds no prediction records: it is of schema",
         "10 records are left out: those with their ids came before",
-        "3 records are left out: they are of versions that are not in the store (1): shapes:2020",
+        "3 records are left out: they are of versions not in the store (1): shapes:2020",
     ):
         assert caplog.text.count(said) == 1, said
 
