@@ -244,6 +244,7 @@ class TestRefusals:
         assert "no champion" in self.refusal(run_plumbline, tmp_path, "reset", "--why", "x")
 
 
+@pytest.mark.slow
 def test_drift_without_a_service_says_how_to_start_it(trained, run_plumbline):
     port = free_port()
     done = run_plumbline(

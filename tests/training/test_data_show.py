@@ -121,6 +121,7 @@ def test_items_are_found_by_name_and_by_number_and_others_refused(source: Source
             find_row(source, wrong)
 
 
+@pytest.mark.slow
 def test_the_command_shows_a_garment_and_writes_its_pictures(
     garments: Path, tmp_path: Path, run_plumbline: Callable[..., Any]
 ) -> None:

@@ -92,7 +92,8 @@ def course_of_two(tmp_path: Path, settings: TrainingSettings) -> list[dict[str, 
     return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("batch_norm", ["moving", pytest.param("frozen", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_norm", ["moving", "frozen"])
 def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path: Path, batch_norm: str) -> None:
     settings = replace(SETTINGS, freeze_batch_norm=batch_norm == "frozen")
     expected = course(settings)

@@ -173,6 +173,7 @@ with store.registering("shapes") as (_, directory, seal):
 """
 
 
+@pytest.mark.slow
 def test_a_training_killed_while_it_quantises_leaves_no_version(exported, tmp_path):
     command = [sys.executable, "-c", KILLED_WHILE_QUANTISING, str(tmp_path), str(exported)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
