@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import shutil
 import socket
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import psutil
+import pyarrow.parquet
 import pytest
 
 from tests.end_to_end.test_lifecycle import children_of, metric, wait_until
@@ -247,19 +252,76 @@ def test_predictions_go_on_without_the_state_database(fault, home, serving, imag
     assert len(seen.good) > 20
 
 
-def test_predictions_go_on_when_records_cannot_be_written(home, serving, image, tmp_path):
-    """A folder that is gone, and a file in its place, is as bad as a full disk."""
-    records = tmp_path / "records"
-    with serving(home, records_url=str(records), record_flush_seconds="0.2") as server:
+@contextmanager
+def in_the_way(records: Path) -> Iterator[None]:
+    """A file in the folder's place."""
+    while not records.is_file():  # one of its files may just be written
+        shutil.rmtree(records, ignore_errors=True)
+        with suppress(FileExistsError, IsADirectoryError):
+            records.write_text("in the way")
+    yield
+    records.unlink()
+
+
+@contextmanager
+def full(records: Path) -> Iterator[None]:
+    """A disk with room for the beginning of a file, and no more."""
+    filler = records.with_name("filler")
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(65_536))
+    os.truncate(filler, filler.stat().st_size - 4_096)
+    yield
+    filler.unlink()
+
+
+@contextmanager
+def read_only(records: Path) -> Iterator[None]:
+    """A mount: root writes wherever mode bits forbid it."""
+    before = files_of(records)
+    wait_until(lambda: files_of(records) - before)  # between two of them: none is half written
+    wait_until(lambda: remounted(records.parent, "ro"))
+    yield
+    assert remounted(records.parent, "rw")
+
+
+def files_of(records: Path) -> set[Path]:
+    return set(records.rglob("*.parquet"))
+
+
+def remounted(disk: Path, way: str) -> bool:
+    mount = ["mount", "-o", f"remount,{way}", str(disk)]
+    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "disk"),
+    [
+        (in_the_way, "tmp_path"),
+        pytest.param(full, "small_disk", marks=pytest.mark.slow),
+        pytest.param(read_only, "small_disk", marks=pytest.mark.slow),
+    ],
+)
+def test_predictions_go_on_when_records_cannot_be_written(
+    fault, disk, request, home, serving, image
+):
+    """Every image is in a file or counted as lost, and files are written again once they can be."""
+    records = request.getfixturevalue(disk) / "records"
+    lost, written = "plumbline_records_dropped_total", "plumbline_records_written_total"
+    with serving(home, records_url=str(records), record_flush_seconds="0.5") as server:
         with Load(lambda: server.url, [(image, "sneaker")], 2) as seen:
-            wait_until(lambda: records.is_dir() and any(records.rglob("*.parquet")))
-            while records.is_dir():  # a file may just be written there
-                shutil.rmtree(records, ignore_errors=True)
-            with suppress(FileExistsError, IsADirectoryError):
-                records.write_text("in the way")
-            wait_until(lambda: metric(server.url, "plumbline_records_dropped_total") > 0)
-            count = len(seen.good)
-            wait_until(lambda: len(seen.good) > count + 20)
+            wait_until(lambda: files_of(records))
+            with fault(records):
+                before = files_of(records)
+                wait_until(lambda: metric(server.url, lost) > 0)
+                count = len(seen.good)
+                wait_until(lambda: len(seen.good) > count + 20)
+                assert files_of(records) == before
+                assert httpx.get(f"{server.url}/readyz").status_code == 200
+            wait_until(lambda: files_of(records) - before)
+        wait_until(lambda: metric(server.url, lost) + metric(server.url, written) == len(seen.good))
+    assert all(pyarrow.parquet.read_table(file).num_rows for file in files_of(records))
+    assert list(records.rglob("*.partial")) == []
     assert (seen.wrong, seen.lost) == ([], [])
 
 
