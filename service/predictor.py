@@ -18,7 +18,7 @@ from model.engines import Engine
 from model.images import InputSpec, Pixels
 from model.views import mean_over_views, means_the_same_mirrored
 from monitoring.outlier import OutlierModel
-from service.batch_size import choose_batch_size
+from service.batch_size import choose_batch_size, take_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +106,26 @@ class Predictor:
             raise no_sets(self.bundle)
         return self._sets.threshold(coverage)
 
-    def warm_up(self, batch_images: int | None = None) -> None:
+    def warm_up(self, batch_images: int | None = None, *, measured: int | None = None) -> None:
         """Run batches, so that the first requests do not pay for it; choose the largest.
 
-        `batch_images` is the largest, where it is given.
+        `batch_images` is the largest, where it is given. Else `measured` is, where that is known
+        of a model whose batches take as long.
         """
         size = self.input.size
         black = np.zeros((size, size, 3), np.uint8)
-        if batch_images is None:
-            self.batch_images = choose_batch_size(lambda count: self.predict([black] * count))
-            return
-        self.batch_images = batch_images
-        for count in sorted({1, min(2, batch_images), batch_images}):
+
+        def run(count: int) -> None:
             self.predict([black] * count)
+
+        if batch_images is not None:
+            self.batch_images = batch_images
+            for count in sorted({1, min(2, batch_images), batch_images}):
+                run(count)
+        elif measured is not None:
+            self.batch_images = take_over(run, measured)
+        else:
+            self.batch_images = choose_batch_size(run)
 
     def predict(self, images: Sequence[Pixels]) -> list[Judgement]:
         """Judge prepared images, each uint8 of shape size x size x 3, in one batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from collections.abc import Hashable
 from time import monotonic
 
 from model.engines import load_engine
@@ -44,6 +45,7 @@ class Rollout:
         self.champion: Predictor | None = None
         self.classes: frozenset[str] = frozenset()  # of the champion and those before it
         self._knows_former = False  # those before it
+        self._measured: dict[Hashable, int] = {}  # batch sizes, by what their time depends on
 
     async def follow(self) -> None:
         """Look for the champion for ever; runs as a task."""
@@ -97,8 +99,25 @@ class Rollout:
             batch_images=settings.batch_images,
         )
         predictor = Predictor(bundle, engine, stage=version.stage, alpha=settings.alpha)
-        predictor.warm_up(settings.batch_images)
+        self._warm_up(predictor)
         return predictor
+
+    def _warm_up(self, predictor: Predictor) -> None:
+        """Measure the batch size, or take it over: a promotion is not to wait for timings.
+
+        Those would be taken beside the load of the model that still answers.
+        """
+        if self._settings.batch_images is not None:
+            predictor.warm_up(self._settings.batch_images)
+            return
+        kind = _kind_of(predictor)
+        measured = self._measured.get(kind)
+        predictor.warm_up(measured=measured)
+        if measured is None:
+            self._measured[kind] = predictor.batch_images
+            return
+        tag, most = predictor.bundle.manifest.tag, predictor.batch_images
+        log.info("%s: batches of up to %d, as measured of a model of its kind", tag, most)
 
     def _former_classes(self, version: Version) -> frozenset[str]:
         """Of the last champions: what was predicted before a promotion is told after it."""
@@ -158,3 +177,15 @@ class Rollout:
         serving = self._champion_tag or "nothing"
         log.error("still serving %s: %s", serving, error, exc_info=None if is_foreseen else error)
         self._told = (tag, str(error))
+
+
+def _kind_of(predictor: Predictor) -> Hashable:
+    """Models of one kind take as long for a batch in this worker, whose threads stay the same."""
+    manifest, engine = predictor.bundle.manifest, predictor.engine
+    return (
+        manifest.architecture,
+        manifest.input,
+        manifest.embedding_size,
+        engine.name,
+        engine.precision,
+    )

@@ -114,6 +114,7 @@ def test_a_promotion_is_followed_without_a_restart_or_a_failed_request(
         assert {status for status, _ in asking.seen} == {200}
         versions = [version for _, version in asking.seen]
         assert {versions[0], versions[-1]} == {trained.tag.split(":")[1], second.split(":")[1]}
+        assert f"{second}: batches of up to" in server.log.read_text(), "not timed under load"
         run_plumbline("rollback", home=home)
         wait_for_version(server.url, trained.tag)
 

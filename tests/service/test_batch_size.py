@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.batch_size import choose_batch_size
+from service.batch_size import choose_batch_size, take_over
 
 
 class Engine:
@@ -94,3 +94,20 @@ def test_a_size_that_cannot_be_computed_ends_the_search_and_one_image_must_be():
     assert choose_batch_size(run, clock=lambda: engine.now) == 8
     with pytest.raises(RuntimeError, match="out of memory"):
         choose_batch_size(lambda size: run(9), clock=lambda: engine.now)
+
+
+@pytest.mark.parametrize(("measured", "sizes"), [(1, [1]), (8, [1, 2, 4, 8])])
+def test_a_size_that_is_taken_over_has_run_once_with_all_below_it(measured, sizes):
+    engine = Engine(1.0, 1.0)  # however slow
+    assert take_over(engine.run, measured) == measured
+    assert engine.sizes == sizes
+
+
+def test_a_size_that_cannot_be_computed_is_not_taken_over_and_one_image_must_be():
+    def run(size: int) -> None:
+        if size > 8:
+            raise RuntimeError("out of memory")
+
+    assert take_over(run, 32) == 8
+    with pytest.raises(RuntimeError, match="out of memory"):
+        take_over(lambda size: run(9), 32)

@@ -75,6 +75,89 @@ def test_a_version_is_loaded_in_the_precision_of_the_settings(
     assert asked == ["openvino", precision, True, 4, 4]
 
 
+# Batch sizes
+
+
+@pytest.fixture
+def measuring(store, monkeypatch):
+    """A roll-out whose predictors would measure 16 images, or fit as few as it says in `most`."""
+
+    class Measuring(Rollout):
+        measurements, engine, most = 0, ("openvino", "bf16"), 64
+
+    class Predictor(SimpleNamespace):
+        def __init__(self, bundle, engine, **options):
+            super().__init__(bundle=bundle, classes=bundle.manifest.classes, engine=engine)
+
+        def warm_up(self, images=None, *, measured=None):
+            rollout.measurements += images is None and measured is None
+            self.batch_images = min(images or measured or 16, rollout.most)
+
+    def load_engine(*_, **__):
+        name, precision = rollout.engine
+        return SimpleNamespace(name=name, precision=precision)
+
+    monkeypatch.setattr("service.rollout.load_engine", load_engine)
+    monkeypatch.setattr("service.rollout.Predictor", Predictor)
+    rollout = Measuring(ServiceSettings(home=store.home, engine="openvino"), store)
+    return rollout
+
+
+def promote(rollout, store, tag) -> int:
+    """The batch size that the version then serves with."""
+    store.promote(tag)
+    asyncio.run(rollout.look())
+    assert rollout.champion.bundle.manifest.tag == tag
+    return rollout.champion.batch_images
+
+
+def test_a_model_like_the_one_before_takes_its_batch_size_over_and_says_so(
+    measuring, store, register, caplog
+):
+    first = promote(measuring, store, register(classes=("circle", "square")))
+    second = register()
+    with caplog.at_level(logging.INFO, "plumbline"):
+        assert promote(measuring, store, second) == first == 16
+    assert measuring.measurements == 1
+    assert f"{second}: batches of up to 16, as measured of a model of its kind" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "engine"),
+    [
+        ({"architecture": "another"}, ("openvino", "bf16")),
+        ({"input": {"size": 56}}, ("openvino", "bf16")),
+        ({"embedding_size": 16}, ("openvino", "bf16")),
+        ({}, ("openvino", "f32")),
+        ({}, ("torch", "bf16")),
+    ],
+    ids=["architecture", "input", "embedding", "precision", "engine"],
+)
+def test_a_model_of_another_kind_is_measured_and_its_kind_remembered(
+    changes, engine, measuring, store, register, make_manifest
+):
+    promote(measuring, store, first := register())
+    if "input" in changes:
+        changes = {"input": make_manifest().input.model_copy(update=changes["input"])}
+    measuring.engine = engine
+    promote(measuring, store, register(**changes))
+    assert measuring.measurements == 2
+    measuring.engine = ("openvino", "bf16")
+    promote(measuring, store, first)
+    assert measuring.measurements == 2, "both kinds are known by now"
+
+
+def test_a_model_that_found_no_room_for_its_batches_leaves_the_next_one_those_measured(
+    measuring, store, register
+):
+    assert promote(measuring, store, register()) == 16
+    measuring.most = 4  # of memory there is little while two models are loaded
+    assert promote(measuring, store, register()) == 4
+    measuring.most = 64
+    assert promote(measuring, store, register()) == 16
+    assert measuring.measurements == 1
+
+
 # Classes that feedback may name
 
 
