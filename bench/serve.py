@@ -9,6 +9,7 @@
     .venv/bin/python bench/serve.py batching   BentoML's batching made safe beside ours
     .venv/bin/python bench/serve.py threads    CPU time of a worker's threads, load and overload
     .venv/bin/python bench/serve.py tuning     what settings of the process are worth
+    .venv/bin/python bench/serve.py switch     a promotion under full load
     .venv/bin/python bench/serve.py soak       memory and file descriptors over half an hour
     .venv/bin/python bench/serve.py gpu        on one CUDA device, where there is one
     .venv/bin/python bench/serve.py all        all of them after each other, with the same options
@@ -37,6 +38,7 @@ PARTS = (
     "batching",
     "threads",
     "tuning",
+    "switch",
     "soak",
     "gpu",
 )

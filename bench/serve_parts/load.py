@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import httpx
@@ -29,7 +29,7 @@ class Plan:
 
     `sends` is how an image goes: `body`, `form`, or for peers `json` ({"image": base64}),
     `file` (a form field `images`). Answers to the requests of `apart`, by their places, are not
-    counted.
+    counted. `keep_answers` keeps each answer with its time and the version that gave it.
     """
 
     url: str
@@ -44,6 +44,16 @@ class Plan:
     warm_up_requests: int = 8
     apart: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
+    keep_answers: bool = False
+
+
+class Answer(NamedTuple):
+    """When it came, by `time.perf_counter`, and how long after it was asked for, in seconds."""
+
+    moment: float
+    seconds: float
+    status: int  # 0 is no answer
+    version: str  # of the model; of ours alone
 
 
 @dataclass
@@ -53,6 +63,7 @@ class Seen:
     seconds: float
     images_per_request: int
     latencies: dict[int, list[float]]
+    answers: list[Answer] = field(default_factory=list)  # where they were to be kept
 
     @property
     def images_per_second(self) -> float:
@@ -86,21 +97,26 @@ def request_of(plan: Plan, images: list[bytes]) -> dict[str, Any]:
 async def ask_for(plan: Plan, requests: list[dict[str, Any]]) -> Seen:
     """Play the plan."""
     latencies: dict[int, list[float]] = {}
+    answers: list[Answer] = []
     supply = itertools.cycle(enumerate(requests))
     timeout = aiohttp.ClientTimeout(total=plan.deadline_seconds)
 
     async def ask(session: aiohttp.ClientSession, since: float | None = None) -> None:
         since = time.perf_counter() if since is None else since
-        status = 0
+        status, body = 0, b""
         place, request = next(supply)
         try:
             async with session.post(plan.url, **request) as answer:
-                await answer.read()
+                body = await answer.read()
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError):
             status = 0
+        now = time.perf_counter()
         if place not in plan.apart:
-            latencies.setdefault(status, []).append(time.perf_counter() - since)
+            latencies.setdefault(status, []).append(now - since)
+        if plan.keep_answers:
+            version = json.loads(body)["model"]["version"] if status == 200 else ""
+            answers.append(Answer(now, now - since, status, version))
 
     async def ask_again(session: aiohttp.ClientSession, until: float) -> None:
         while time.perf_counter() < until:
@@ -111,6 +127,7 @@ async def ask_for(plan: Plan, requests: list[dict[str, Any]]) -> Seen:
         for _ in range(plan.warm_up_requests):
             await ask(session)
         latencies.clear()
+        answers.clear()
         start = time.perf_counter()
         if plan.rate is None:
             until = start + plan.seconds
@@ -125,7 +142,7 @@ async def ask_for(plan: Plan, requests: list[dict[str, Any]]) -> Seen:
                 for moment in due[due < start + plan.seconds]:
                     await asyncio.sleep(max(0, moment - time.perf_counter()))
                     tasks.create_task(ask(session, float(moment)))
-        return Seen(time.perf_counter() - start, plan.images_per_request, latencies)
+        return Seen(time.perf_counter() - start, plan.images_per_request, latencies, answers)
 
 
 def run(plan: Plan, core: int | None = None) -> Seen:
@@ -144,6 +161,7 @@ def run(plan: Plan, core: int | None = None) -> Seen:
     )
     seen = json.loads(done.stdout)
     seen["latencies"] = {int(status): its for status, its in seen["latencies"].items()}
+    seen["answers"] = [Answer(*its) for its in seen["answers"]]
     return Seen(**seen)
 
 
