@@ -10,7 +10,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -29,15 +29,13 @@ from monitoring.settings import MonitoringSettings
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
 UNJOINED_KEPT = timedelta(days=1)  # feedback of ids that no record has
-NOT_COUNTED = (
-    "do not count: they repeat a picture, or are more of one client's than half of those needed,"
-    " while others label too (PLUMBLINE_RETRAIN_TRUSTED_CLIENTS)"
-)
 _LOOKS = ("perceptual_hash", "brightness", "contrast", "sharpness")
 _COLUMNS = ("id", "time", "model", *_LOOKS)
 _ROWS_AT_ONCE = 50_000
 _IDS_KEPT = 1_000_000  # 8 bytes each; of the newest records
 _IDS_AT_ONCE = 500  # in one statement
+_CLIENTS_SHOWN = 3
+_NAME_SHOWN = 60  # characters
 
 Answers = dict[tuple[str, ...], datetime]  # labels, and when they were said last
 
@@ -85,8 +83,8 @@ class Labels:
             if its.time >= self.since and its.received_at > self.received_after
         )
 
-    def counted(self, least: int, trusted: Collection[str] = ()) -> int:
-        """How many of the recent ones count toward `least`; see `count_images`."""
+    def counted(self, least: int, trusted: Collection[str] = ()) -> Counted:
+        """What of the recent ones counts toward `least`; see `count_images`."""
         return count_images([(its.looks, its.clients) for its in self.recent], least, trusted)
 
     @property
@@ -107,34 +105,84 @@ class Labels:
         return ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
 
 
+@dataclass(frozen=True)
+class Counted:
+    """How many labelled images count as enough to learn from, and which do not."""
+
+    images: int
+    repeats: int  # of a picture that counts
+    most_of_one: int  # that count of what one client alone labelled
+    held_back: dict[str, int]  # how many a client alone labelled, where not all of them count
+
+    @property
+    def waiting(self) -> int:
+        """Images that would count if their clients were trusted."""
+        return sum(self.held_back.values()) - self.most_of_one * len(self.held_back)
+
+    @property
+    def left_out(self) -> str:
+        """In words, with the way to mend it; empty where all count.
+
+        Names are what clients are called: few, short, and nothing in them that cannot be printed.
+        """
+        told = [f"{self.repeats} more repeat a picture"] if self.repeats else []
+        if self.held_back:
+            told.append(
+                f"{self.waiting} more wait for trust: of what one client alone labelled, at most"
+                f" {self.most_of_one} count, and {self._labellers}; name those that you trust in"
+                " PLUMBLINE_RETRAIN_TRUSTED_CLIENTS, or let another client label too"
+            )
+        return "; ".join(told)
+
+    @property
+    def _labellers(self) -> str:
+        by_most = sorted(self.held_back.items(), key=lambda its: (-its[1], its[0]))
+        shown = [f"{_shown(name)} labelled {count}" for name, count in by_most[:_CLIENTS_SHOWN]]
+        others = len(by_most) - len(shown)
+        return ", ".join(shown) + (f", {others} more clients likewise" if others else "")
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}...")
+
+
 def count_images(
     labelled: Iterable[tuple[int, frozenset[str]]], least: int, trusted: Collection[str] = ()
-) -> int:
+) -> Counted:
     """Labelled images that count toward `least`, from each one's looks and who labelled it.
 
-    Each picture counts once, under however many ids it was sent. Where several clients label, those
-    that one of them labelled alone make up at most half of `least`, unless it is trusted: a flood
-    from one cannot buy a retraining. A client that labels alone counts in full: it is whoever the
-    installation has for that.
+    Each picture counts once, under however many ids it was sent. What one client alone labelled
+    makes up at most half of `least`, rounded up, unless the client is trusted: a flood from one
+    cannot buy a retraining, also where nobody else labels. It takes two, or one that is trusted.
 
     >>> flood = [(picture, frozenset({"mallory"})) for picture in range(1000)]
-    >>> count_images([*flood, (1000, frozenset({"anna"}))], least=300)
+    >>> count_images(flood, least=300).images
+    150
+    >>> count_images([*flood, (1000, frozenset({"anna"}))], least=300).images
     151
-    >>> count_images(flood, least=300)
+    >>> count_images(flood, least=300, trusted={"mallory"}).images
     1000
     """
     by_looks: dict[int, frozenset[str]] = {}
+    images = 0
     for looks, clients in labelled:
         by_looks[looks] = by_looks.get(looks, frozenset()) | clients
-    if len(frozenset().union(*by_looks.values())) < 2:
-        return len(by_looks)
+        images += 1
     alone = Counter(
         client
         for clients in by_looks.values()
         if len(clients) == 1
         for client in clients - set(trusted)
     )
-    return len(by_looks) - sum(max(0, count - least // 2) for count in alone.values())
+    # Rounded up, so that two can buy what one cannot, however few are wanted (two at least).
+    most = (least + 1) // 2
+    found = Counted(
+        images=len(by_looks),
+        repeats=images - len(by_looks),
+        most_of_one=most,
+        held_back={client: count for client, count in alone.items() if count > most},
+    )
+    return replace(found, images=found.images - found.waiting)
 
 
 def labelled_images(
@@ -213,15 +261,12 @@ class LabelCounter:
         self._trusted = settings.trusted_clients
         self._predicted: NDArray[np.int64] = np.empty(0, np.int64)
         self._looks: NDArray[np.int64] = np.empty(0, np.int64)
-        self.left_out = 0  # by the last count: copies, and what is too much of one client's
 
-    def count(self) -> int:
+    def count(self) -> Counted:
         """As `Labels.counted` has them, once all records are read."""
-        self.left_out = 0
         said = said_of_ids(self._state, received_after=self._received_after)
-        if not said:
-            return 0
-        self._read_on()
+        if said:
+            self._read_on()
         labelled = [
             (looks, its.clients)
             for (prediction_id, its), looks in zip(
@@ -231,9 +276,7 @@ class LabelCounter:
             and fault(its.answers, self._manifest) is None
             and find_image(self._images, prediction_id) is not None
         ]
-        counted = count_images(labelled, self._least, self._trusted)
-        self.left_out = len(labelled) - counted
-        return counted
+        return count_images(labelled, self._least, self._trusted)
 
     def _looks_of(self, ids: Sequence[str]) -> list[int | None]:
         """Of each id that a record was read of; None of others."""

@@ -19,7 +19,7 @@ from model.errors import PlumblineError
 from model.state import retrainings
 from model.store import ModelStore
 from monitoring.alarm import Alarm
-from monitoring.labels import BEGINNING, NOT_COUNTED, LabelCounter, forget_unjoined
+from monitoring.labels import BEGINNING, Counted, LabelCounter, forget_unjoined
 from monitoring.prior_shift import LEAST_IMAGES
 from monitoring.retrain import Comparison, learned_until
 from monitoring.retraining_images import remove_unneeded
@@ -119,15 +119,15 @@ class Launcher:
                 "not needed: a change of the class mix alone explains the alarm; adjust with"
                 " plumbline monitor priors, or train anyway with plumbline retrain"
             )
-        count = self._count(watch, alarm)
-        least = self._settings.retrain_least_labels
-        if count < least:
-            told = f"waiting for labels: {count} of {least} images since the alarm are labelled"
-            left_out = 0 if self._counter is None else self._counter.left_out
-            return f"{told}; {left_out} more {NOT_COUNTED}" if left_out else told
-        return None
+        counted, least = self._count(watch, alarm), self._settings.retrain_least_labels
+        if counted.images >= least:
+            return None
+        # Where no label more is missing but somebody's word for whoever gave them.
+        what = "trust" if counted.images + counted.waiting >= least else "labels"
+        told = f"{counted.images} of {least} images since the alarm are labelled"
+        return f"waiting for {what}: {told}" + (f"; {counted.left_out}" if counted.left_out else "")
 
-    def _count(self, watch: Watch, alarm: Alarm) -> int:
+    def _count(self, watch: Watch, alarm: Alarm) -> Counted:
         """Images since the alarm with new labels, as far as their records were read."""
         learned = learned_until(self._store.state, watch.manifest.name) or BEGINNING
         key = (f"{watch.manifest.tag} {alarm.time}", learned)

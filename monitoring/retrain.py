@@ -30,7 +30,7 @@ from model.errors import MonitorError
 from model.state import alarms, record, write_transaction
 from model.store import ModelStore
 from monitoring.alarm import LABELLED_MISTAKES
-from monitoring.labels import BEGINNING, NOT_COUNTED, LabelledImage, Labels, labelled_images
+from monitoring.labels import BEGINNING, LabelledImage, Labels, labelled_images
 from monitoring.retraining_images import (
     TABLE,
     new_folder,
@@ -101,12 +101,11 @@ def retrain(settings: MonitoringSettings, why: str) -> Comparison:
     labels = new_labels(settings, store, manifest, received_until=asked_at)
     recent = labels.recent
     counted = labels.counted(settings.retrain_least_labels, settings.trusted_clients)
-    if counted < settings.retrain_least_labels:
+    if counted.images < settings.retrain_least_labels:
         told = f"; of the others, {labels.left_out}" if labels.left_out else ""
-        if counted < len(recent):
-            told += f"; {len(recent) - counted} more {NOT_COUNTED}"
+        told += f"; {counted.left_out}" if counted.left_out else ""
         raise NoNewLabelsError(
-            f"{counted} images with new labels{labels.since_in_words}, and"
+            f"{counted.images} images with new labels{labels.since_in_words}, and"
             f" PLUMBLINE_RETRAIN_LEAST_LABELS is {settings.retrain_least_labels}: not"
             f" retraining{told}"
         )

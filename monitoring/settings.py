@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 
 from model.settings import ModelSettings, address, split_address
 
+# The client that asks on the service's own machine where no keys are wanted (`service.clients`).
+THIS_MACHINE = "this-machine"
 _WRITING_SECONDS = 1.0  # until a file that is begun can be seen, and what clocks differ by
 
 
@@ -141,10 +143,10 @@ class MonitoringSettings(ModelSettings):
     )
 
     retrain_trusted_clients: str = Field(
-        default="",
+        default=THIS_MACHINE,
         description="Clients, separated by commas, whose labels count in full toward "
-        "PLUMBLINE_RETRAIN_LEAST_LABELS though others label too; those of any other make up at "
-        "most half of it.",
+        "PLUMBLINE_RETRAIN_LEAST_LABELS; what any other labelled alone makes up at most half of "
+        "it. `this-machine` is whoever asks on the service's own machine without API keys.",
     )
 
     @field_validator("monitor_on", mode="after")

@@ -202,7 +202,7 @@ class Player:
             if waits and waits.partition(":")[0] != told.partition(":")[0]:
                 say(f"monitor: retraining: {waits}")
             told = waits
-            if waits.startswith(("cooling down", "not needed")):
+            if waits.startswith(("cooling down", "not needed", "waiting for trust")):
                 return False
             self._send(batch)
         say("the images ended before a retraining was started")

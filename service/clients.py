@@ -13,19 +13,22 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from monitoring.settings import THIS_MACHINE
 from service.errors import RequestError
 from service.keys import KeyRing, Scope, read_keys
 from service.settings import ServiceSettings
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _SECRET_FILE = "client-hash.key"
+_OF_PROXIES = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})  # headers
 
 
 class Clients:
     """Admits requests and names their client for feedback and records.
 
-    The name is the key's, or without keys an HMAC of the address under a secret of this
-    installation, so that records hold no addresses.
+    The name is the key's. Without keys it is `THIS_MACHINE` for whoever asks on this machine, where
+    it alone is served, and else an HMAC of the address under a secret of this installation, so that
+    records hold no addresses. The labels of `THIS_MACHINE` are trusted by default.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
@@ -38,6 +41,8 @@ class Clients:
         """Return the client's name. Raises `RequestError` unauthorized or forbidden."""
         if self._keys is None:
             self._check_local(request)
+            if self._is_of_this_machine(request):
+                return THIS_MACHINE
             return self._hashed_address(request)
         scheme, _, presented = request.headers.get("authorization", "").partition(" ")
         key = self._keys.find(presented.strip()) if scheme.lower() == "bearer" else None
@@ -67,6 +72,17 @@ class Clients:
                     f"the {header} header names {value[:80]!r}; without API keys only loopback"
                     " names are served",
                 )
+
+    def _is_of_this_machine(self, request: Request) -> bool:
+        """Whether it is nobody else who asks, as far as can be seen.
+
+        A proxy on this machine passes everybody off as it, but for the headers that most of them
+        add. Where whoever reaches the port is served, there may be one, and nobody is taken for it.
+        """
+        if self._anyone or request.client is None:
+            return False
+        is_passed_on = any(name in _OF_PROXIES for name, _ in request.headers.raw)
+        return not is_passed_on and _is_loopback_address(request.client.host)
 
     def _hashed_address(self, request: Request) -> str:
         address = "" if request.client is None else request.client.host

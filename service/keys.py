@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from model.errors import SettingsError
+from monitoring.settings import THIS_MACHINE
 
 Scope = Literal["predict", "feedback", "metrics"]
 SCOPES: tuple[str, ...] = get_args(Scope)
@@ -69,8 +70,7 @@ def add_key(path: Path, name: str, scopes: Iterable[str]) -> str:
         raise SettingsError(
             f"unknown scopes {sorted(unknown)}; valid are one or more of: {', '.join(SCOPES)}"
         )
-    if not 0 < len(name.strip()) <= _LIMIT_NAME:
-        raise SettingsError(f"{name!r} is no name of a key; valid: 1 to {_LIMIT_NAME} characters")
+    _check_name(name)
     secret = secrets.token_urlsafe(32)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone_with(path):
@@ -79,6 +79,21 @@ def add_key(path: Path, name: str, scopes: Iterable[str]) -> str:
             raise SettingsError(f"there is a key named {name!r} in {path}; give another name")
         _write(path, [*keys, ApiKey(name, wanted, _digest(secret))])
     return secret
+
+
+def _check_name(name: str) -> None:
+    """A key of the name of those without one would have what that one is trusted with."""
+    # PLUMBLINE_RETRAIN_TRUSTED_CLIENTS separates names by commas.
+    if name != name.strip() or "," in name or not 0 < len(name) <= _LIMIT_NAME:
+        raise SettingsError(
+            f"{name!r} is no name of a key; valid: 1 to {_LIMIT_NAME} characters, no comma, no"
+            " blank at either end"
+        )
+    if name == THIS_MACHINE:
+        raise SettingsError(
+            f"{name!r} is what whoever asks without keys on this machine is called; give another"
+            " name"
+        )
 
 
 @contextmanager
@@ -120,6 +135,8 @@ def _parse(row: dict[str, Any]) -> ApiKey:
         raise ValueError(f"the key {name!r} has the scopes {scopes!r}")
     if not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
         raise ValueError(f"the key {name!r} has no SHA-256")
+    if name == THIS_MACHINE:
+        raise ValueError(f"{name!r} names whoever asks without keys, no key")
     return ApiKey(name, frozenset(scopes), digest)
 
 

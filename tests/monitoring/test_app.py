@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from starlette.testclient import TestClient
 
-from model.state import feedback, retrainings
+from model.state import feedback, retrainings, write_transaction
 from monitoring.app import MonitorProcess
+from monitoring.image_store import FOLDERS
 from monitoring.launcher import Launcher
 from monitoring.metrics import SIDE_JOBS
 from monitoring.monitor import Monitor
@@ -106,6 +107,40 @@ def test_a_retraining_that_cannot_be_looked_at_leaves_the_promise_alone(page, st
     assert "Beside the watching, retraining went wrong" in page.get("/").text
     retrainings.create(store.state)
     wait_for(lambda: status(page)["side_jobs"]["retraining"] is None)
+
+
+def test_labels_that_wait_for_trust_are_told_with_whose_they_are(store, settings, watched, draw):
+    """Its name as it is: it goes into a setting. And as text: the client may have chosen it."""
+    records = draw(watched(), 400, 1, darker=0.4)
+    put_labelled(store, settings, records, client="Shop <b>")
+    few = settings.model_copy(update={"retrain_least_labels": 20})
+    process = MonitorProcess(
+        few, Monitor(few, store), Launcher(few, store), ReportLauncher(settings)
+    )
+    with TestClient(process.app(), base_url="http://127.0.0.1") as page:
+        wait_for(lambda: status(page).get("retraining_waits") is not None)
+        told = status(page)["retraining_waits"]
+        assert told.startswith("waiting for trust: 10 of 20 images since the alarm are labelled")
+        assert "'Shop <b>' labelled 50" in told
+        shown = page.get("/").text
+    assert "<p>Waiting for trust: 10 of 20 images" in shown
+    assert "&#39;Shop &lt;b&gt;&#39; labelled 50; name those that you trust" in shown
+    assert "PLUMBLINE_RETRAIN_TRUSTED_CLIENTS" in shown
+
+
+def put_labelled(store, settings, records, client: str) -> None:
+    """Records, and of the last fifty images and labels."""
+    folder = store.home / "records" / f"date={records[0].time:%Y-%m-%d}"
+    folder.mkdir(parents=True)
+    write_records(folder / "a.parquet", records)
+    images = settings.images / FOLDERS[0]
+    images.mkdir(parents=True)
+    for its in records[-50:]:
+        (images / f"{its.id}.png").write_bytes(its.id.encode())
+    said = {"client": client, "labels": json.dumps(["star"]), "received_at": datetime.now(UTC)}
+    rows = [{"prediction_id": its.id, "model": "m", **said} for its in records[-50:]]
+    with write_transaction(store.state) as connection:
+        connection.execute(feedback.insert(), rows)
 
 
 def test_accuracy_is_told_with_its_interval_and_where_it_comes_from(page):

@@ -1,4 +1,7 @@
-"""What counts as enough labels to train on: pictures, not ids, and not one client's flood."""
+"""What counts as enough labels to train on: pictures, not ids, and not one client's flood.
+
+What one client alone labelled is at most half of enough, wherever nobody has named it as trusted.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from model.state import feedback, write_transaction
 from monitoring.image_store import FOLDERS
 from monitoring.labels import BEGINNING, LabelCounter, count_images, labelled_images
 from monitoring.records import write_records
-from monitoring.settings import MonitoringSettings
+from monitoring.settings import THIS_MACHINE, MonitoringSettings
 
 LEAST = 20
 
@@ -62,15 +65,40 @@ def counted(store, settings, watched):
         given = settings.model_copy(update=changes)
         counter = LabelCounter(given, store.state, manifest, since=BEGINNING)
         labels = labelled_images(given, store.state, manifest)
-        return counter.count(), labels.counted(LEAST, given.trusted_clients)
+        return counter.count().images, labels.counted(LEAST, given.trusted_clients).images
 
     return count, manifest.tag
 
 
-def test_one_client_alone_counts_in_full(counted, label, draw):
+def test_one_client_alone_is_half_of_enough_at_most_unless_it_is_trusted(counted, label, draw):
     count, tag = counted
-    label(draw(tag, 30, 1))
+    label(draw(tag, 200, 1), "mallory")
+    assert count() == (10, 10)
+    assert count(retrain_trusted_clients="qa, mallory") == (200, 200)
+
+
+def test_who_asks_on_the_machine_of_the_service_is_trusted_unless_others_are_named(
+    counted, label, draw
+):
+    count, tag = counted
+    label(draw(tag, 30, 1), THIS_MACHINE)
     assert count() == (30, 30)
+    assert count(retrain_trusted_clients="qa") == (10, 10)
+
+
+def test_two_clients_make_up_what_one_cannot(counted, label, draw):
+    count, tag = counted
+    label(draw(tag, 200, 1), "mallory", "flood")
+    label(draw(tag, 10, 2), "anna", "few")
+    assert count() == (20, 20)
+
+
+@pytest.mark.parametrize("least", [2, 3, 300, 301])
+def test_so_it_is_however_many_are_wanted(least):
+    flood = [(picture, frozenset({"mallory"})) for picture in range(1_000)]
+    others = [(picture, frozenset({"anna"})) for picture in range(1_000, 2_000)]
+    assert count_images(flood, least).images < least
+    assert count_images([*flood, *others], least).images >= least
 
 
 def test_a_picture_sent_a_hundred_times_counts_once_in_whatever_file(counted, label, draw):
@@ -80,7 +108,7 @@ def test_a_picture_sent_a_hundred_times_counts_once_in_whatever_file(counted, la
         replace(picture, id=str(uuid.UUID(int=place)), image_sha256=f"{place:064x}")
         for place in range(100)
     ]
-    label(again)
+    label(again, THIS_MACHINE)
     assert count() == (1, 1)
 
 
@@ -104,14 +132,31 @@ def test_a_flood_from_one_of_several_clients_is_half_of_enough_at_most(counted, 
 
 def test_what_two_clients_agree_on_is_nobodys_flood():
     agreed = [(picture, frozenset({"anna", "ben"})) for picture in range(50)]
-    assert count_images(agreed, 20) == 50
+    assert count_images(agreed, 20).images == 50
 
 
-def test_what_is_left_out_is_known_for_the_telling(store, settings, watched, label, draw):
-    tag = watched()
-    label(draw(tag, 200, 1), "mallory", "flood")
-    label(draw(tag, 4, 2), "anna", "few")
-    manifest = store.load(store.find(tag)).manifest
-    counter = LabelCounter(settings, store.state, manifest, since=BEGINNING)
-    assert counter.count() == 14
-    assert counter.left_out == 190
+def test_what_is_left_out_is_told_with_whose_it_is_and_what_to_do():
+    flood = [(picture, frozenset({"mallory"})) for picture in range(200)]
+    few = [(picture, frozenset({"anna"})) for picture in (200, 201, 202, 202)]
+    found = count_images([*flood, *few], 20)
+    assert (found.images, found.waiting) == (13, 190)
+    assert found.left_out == (
+        "1 more repeat a picture; 190 more wait for trust: of what one client alone labelled, at"
+        " most 10 count, and 'mallory' labelled 200; name those that you trust in"
+        " PLUMBLINE_RETRAIN_TRUSTED_CLIENTS, or let another client label too"
+    )
+    assert count_images(few[:3], 20).left_out == ""
+
+
+def test_what_is_told_has_few_names_and_short_ones_however_they_are_chosen():
+    names = ["\x1b[2J\n\u202e" + "x" * 120, *(f"client {number}" for number in range(1_000))]
+    labelled = [
+        (hash((name, picture)), frozenset({name}))
+        for place, name in enumerate(names)
+        for picture in range(9 if place == 0 else 5)
+    ]
+    told = count_images(labelled, 4).left_out
+    assert r"'\x1b[2J\n\u202exx" in told
+    assert "'client 0' labelled 5, 'client 1' labelled 5, 998 more clients likewise" in told
+    assert told.isprintable()
+    assert len(told) < 400

@@ -45,11 +45,12 @@ from monitoring.retrain import (
 )
 from monitoring.retraining_images import remove_unneeded
 from monitoring.retraining_lock import close_dead, last_retraining, stop_here
-from monitoring.settings import MonitoringSettings
+from monitoring.settings import THIS_MACHINE, MonitoringSettings
 from monitoring.watch import Watch
 from training.cost_matrix import read_cost_matrix
 
 LEAST = 10
+TRUSTED = THIS_MACHINE  # by default
 BEGINNING_OF_TESTS = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -62,7 +63,7 @@ def settings(store):
 def production(store, settings, draw):
     """`production(tag, count)`: recorded, stored images, with labels where `labels` are given."""
 
-    def put(tag: str, count: int, seed: int = 1, labels=("star",), stored=True, client="anna"):
+    def put(tag: str, count: int, seed: int = 1, labels=("star",), stored=True, client=TRUSTED):
         records = draw(tag, count, seed)
         folder = store.home / "records" / f"date={records[0].time:%Y-%m-%d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def production(store, settings, draw):
     return put
 
 
-def say(store, prediction_id: str, labels, client: str = "anna") -> None:
+def say(store, prediction_id: str, labels, client: str = TRUSTED) -> None:
     with write_transaction(store.state) as connection:
         connection.execute(
             feedback.insert().values(
@@ -328,29 +329,29 @@ class TestCounting:
         self, store, counting, production
     ):
         counter, recent = counting()
-        assert counter.count() == recent() == 0
+        assert counter.count().images == recent() == 0
         early = production(counting.tag, 6, seed=1)
         production(counting.tag, 3, seed=2, stored=False)
         production(counting.tag, 2, seed=3, labels=("triangle",))
         say(store, early[0].id, ["circle"], client="ben")
         say(store, str(uuid.UUID(int=5)), ["star"])
-        assert counter.count() == recent() == 5
+        assert counter.count().images == recent() == 5
         with write_transaction(store.state) as connection:
             connection.execute(feedback.delete())
-        assert counter.count() == recent() == 0
+        assert counter.count().images == recent() == 0
         production(counting.tag, 4, seed=4)
         say(store, early[0].id, ["star"])
-        assert counter.count() == recent() == 5
+        assert counter.count().images == recent() == 5
 
     def test_only_what_was_predicted_and_labelled_since_counts(self, store, counting, production):
         production(counting.tag, 3, seed=1)
         later = production(counting.tag, 4, seed=2)
-        assert counting(later[0].time)[0].count() == 4
+        assert counting(later[0].time)[0].count().images == 4
         now = datetime.now(UTC)
         counter, _ = counting(later[0].time, received_after=now)
-        assert counter.count() == 0
+        assert counter.count().images == 0
         say(store, later[1].id, ["star"], client="ben")
-        assert counter.count() == 1
+        assert counter.count().images == 1
 
     def test_each_file_of_records_is_read_once_and_none_without_labels(
         self, store, settings, counting, production, caplog
@@ -363,7 +364,7 @@ class TestCounting:
         assert "torn.parquet" not in caplog.text
         production(counting.tag, 3)
         for _ in range(3):
-            assert counter.count() == 3
+            assert counter.count().images == 3
         assert caplog.text.count("torn.parquet") == 1
 
     def test_it_keeps_a_bounded_part_of_the_records_and_reads_them_piece_by_piece(
@@ -374,7 +375,7 @@ class TestCounting:
         counter, _ = counting()
         for seed in range(1, 6):
             production(counting.tag, 10, seed=seed)
-        assert [counter.count() for _ in range(6)] == [10, 20, 30, 30, 30, 30]
+        assert [counter.count().images for _ in range(6)] == [10, 20, 30, 30, 30, 30]
         assert len(counter._predicted) == 30
 
 
@@ -706,18 +707,50 @@ class TestLauncher:
         assert launcher.waiting_for.startswith("not needed")
         assert started == []
 
-    def test_a_flood_from_one_of_several_clients_starts_none_and_is_told(
-        self, store, settings, drifting, production, started
+    def test_a_flood_from_one_client_starts_none_and_is_told_until_somebody_trusts_it(
+        self, store, settings, drifting, production, started, commands, caplog
     ):
+        caplog.set_level("INFO")
         production(drifting.manifest.tag, 5 * LEAST, seed=2, client="mallory")
-        production(drifting.manifest.tag, 2, seed=3, client="anna")
         launcher = Launcher(settings, store)
         launcher.consider(drifting)
         assert started == []
-        assert "7 of 10 images since the alarm are labelled; 45 more" in launcher.waiting_for
-        assert "PLUMBLINE_RETRAIN_TRUSTED_CLIENTS" in launcher.waiting_for
-        with pytest.raises(NoNewLabelsError, match="7 images with new labels"):
+        what_waits = (
+            "45 more wait for trust: of what one client alone labelled, at most 5 count, and"
+            " 'mallory' labelled 50; name those that you trust in PLUMBLINE_RETRAIN_TRUSTED_CLIENTS"
+        )
+        assert launcher.waiting_for.startswith(
+            f"waiting for trust: 5 of 10 images since the alarm are labelled; {what_waits}"
+        )
+        assert launcher.waiting_for in caplog.text
+        with pytest.raises(NoNewLabelsError, match=r"^5 images with new labels") as refusal:
             retrain(settings, "a test")
+        assert what_waits in str(refusal.value)
+        trusting = settings.model_copy(update={"retrain_trusted_clients": "mallory"})
+        Launcher(trusting, store).consider(drifting)
+        assert len(started) == 1
+        assert retrain(trusting, "a test").production_images == LEAST
+
+    def test_labels_of_another_client_too_start_one(
+        self, store, settings, drifting, production, started
+    ):
+        production(drifting.manifest.tag, 5 * LEAST, seed=2, client="mallory")
+        production(drifting.manifest.tag, 4, seed=3, client="anna")
+        launcher = Launcher(settings, store)
+        launcher.consider(drifting)
+        assert launcher.waiting_for.startswith("waiting for trust: 9 of 10 images")
+        production(drifting.manifest.tag, 1, seed=4, client="anna")
+        Launcher(settings, store).consider(drifting)
+        assert len(started) == 1
+
+    def test_while_trust_would_not_do_it_waits_for_labels(
+        self, store, settings, drifting, production, started
+    ):
+        production(drifting.manifest.tag, LEAST - 1, seed=2, client="mallory")
+        launcher = Launcher(settings, store)
+        launcher.consider(drifting)
+        assert launcher.waiting_for.startswith("waiting for labels: 5 of 10 images")
+        assert "4 more wait for trust" in launcher.waiting_for
 
     def test_the_same_alarm_does_not_start_another(
         self, store, settings, drifting, production, started, commands

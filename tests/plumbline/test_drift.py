@@ -54,6 +54,7 @@ class Heard:
     labels: dict[str, list[str]] = field(default_factory=dict)
     keys: list[str | None] = field(default_factory=list)
     watched: list[str | None] = field(default_factory=lambda: ["m:1"])  # the last one stays
+    waits: str | None = None  # what the monitor's retraining is waiting for
     address: str = ""
 
 
@@ -67,6 +68,7 @@ def heard() -> Iterator[Heard]:
             heard.keys.append(self.headers["Authorization"])
             model = heard.watched.pop(0) if len(heard.watched) > 1 else heard.watched[0]
             status = {"state": "drift", "sentence": "drift", "model": model}
+            status["retraining_waits"] = heard.waits
             self._answer(status if self.path == "/api/status" else {"name": "m", "version": "1"})
 
         def do_POST(self) -> None:
@@ -211,6 +213,16 @@ def test_the_play_shows_its_api_key(heard, monkeypatch, tmp_path):
     with pytest.raises(MonitorError, match="drift already"):
         play(settings, Play(kind="dark"))
     assert heard.keys[0] == "Bearer s3cret"
+
+
+@pytest.mark.parametrize("what", ["trust", "labels"])
+def test_labels_that_nobody_trusts_end_the_play_and_too_few_of_them_do_not(
+    what, heard, player, capsys
+):
+    heard.waits = f"waiting for {what}: 150 of 300 images ... 'shop' labelled 300"
+    assert player(kind="dark").send_until_retraining(Split.VALIDATION) is False
+    assert f"monitor: retraining: {heard.waits}" in capsys.readouterr().out
+    assert (heard.images == {}) is (what == "trust")
 
 
 def test_a_monitor_that_has_just_started_is_waited_for(heard, player):

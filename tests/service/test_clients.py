@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from starlette.requests import Request
 
+from monitoring.settings import THIS_MACHINE
 from service.clients import Clients
 from service.errors import RequestError
 from service.keys import add_key
@@ -32,6 +33,11 @@ def asking(address: str | None = "127.0.0.1", **headers: str) -> Request:
 @pytest.fixture
 def by_name(tmp_path):
     return Clients(ServiceSettings(home=tmp_path / "home"))
+
+
+@pytest.fixture
+def by_address(tmp_path):
+    return Clients(ServiceSettings(home=tmp_path / "home", allow_without_keys=True))
 
 
 @pytest.fixture
@@ -95,9 +101,30 @@ def test_whoever_asks_is_served_where_that_is_allowed(tmp_path):
     assert clients.admit(asking("10.0.0.9", host="plumbline.example"), "predict")
 
 
-def test_an_address_is_named_by_a_hash_that_is_its_own(by_name):
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "::1"])
+def test_whoever_asks_where_this_machine_alone_is_served_is_one_client(address, by_name):
+    assert by_name.admit(asking(address, host="localhost"), "predict") == THIS_MACHINE
+
+
+@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"])
+def test_what_a_proxy_passed_on_is_not_taken_for_this_machine(header, by_name):
+    request = asking(host="localhost", **{header.lower(): "127.0.0.1"})
+    assert by_name.admit(request, "predict") not in (THIS_MACHINE, "")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.0.0.9", None])
+def test_where_whoever_asks_is_served_nobody_is_taken_for_this_machine(address, by_address):
+    """All of them may come through a proxy on it."""
+    assert by_address.admit(asking(address, host="localhost"), "feedback") != THIS_MACHINE
+
+
+def test_a_socket_without_an_address_is_not_taken_for_this_machine(by_name):
+    assert by_name.admit(asking(None, host="localhost"), "predict") != THIS_MACHINE
+
+
+def test_an_address_is_named_by_a_hash_that_is_its_own(by_address):
     here, again, there = (
-        by_name.admit(asking(address, host="localhost"), "predict")
+        by_address.admit(asking(address, host="localhost"), "predict")
         for address in ("127.0.0.1", "127.0.0.1", "127.0.0.2")
     )
     assert here == again != there
@@ -111,7 +138,7 @@ def test_a_socket_without_an_address_is_a_client_too(by_name):
 
 def test_the_same_address_has_the_same_name_after_a_restart_and_another_elsewhere(tmp_path):
     def name(home):
-        clients = Clients(ServiceSettings(home=tmp_path / home))
+        clients = Clients(ServiceSettings(home=tmp_path / home, allow_without_keys=True))
         return clients.admit(asking(host="localhost"), "predict")
 
     assert name("one") == name("one") != name("two")
@@ -136,7 +163,7 @@ def test_workers_that_start_at_once_agree_on_one_secret(tmp_path):
 
         def name(_: int, home=home, together=together) -> str:
             together.wait()
-            clients = Clients(ServiceSettings(home=home))
+            clients = Clients(ServiceSettings(home=home, allow_without_keys=True))
             return clients.admit(asking(host="localhost"), "predict")
 
         with ThreadPoolExecutor(6) as threads:

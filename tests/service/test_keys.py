@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from model.errors import SettingsError
+from monitoring.settings import THIS_MACHINE
 from service.keys import KeyRing, add_key, read_keys
 
 
@@ -110,10 +111,16 @@ def test_a_name_is_given_once(path):
     assert read_keys(path).find(secret).scopes == {"predict"}
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 129])
-def test_a_name_that_the_records_cannot_hold_is_refused(name, path):
+@pytest.mark.parametrize("name", ["", "  ", "x" * 129, "anna, ben", " anna", "anna\n"])
+def test_a_name_that_records_or_settings_cannot_hold_is_refused(name, path):
     with pytest.raises(SettingsError, match="valid: 1 to 128 characters"):
         add_key(path, name, ["predict"])
+    assert not path.exists()
+
+
+def test_no_key_is_taken_for_the_machine_of_the_service(path):
+    with pytest.raises(SettingsError, match="give another name"):
+        add_key(path, THIS_MACHINE, ["feedback"])
     assert not path.exists()
 
 
@@ -147,6 +154,7 @@ SHA = "0" * 64
         json.dumps({"keys": [{"name": "a", "scopes": "predict", "sha256": SHA}]}).encode(),
         json.dumps({"keys": [{"name": "a", "scopes": ["admin"], "sha256": SHA}]}).encode(),
         json.dumps({"keys": [{"name": "a", "scopes": ["predict"], "sha256": None}]}).encode(),
+        json.dumps({"keys": [{"name": THIS_MACHINE, "scopes": [], "sha256": SHA}]}).encode(),
         json.dumps({"keys": [{"name": "a", "scopes": ["predict"], "sha256": "ä" * 64}]}).encode(),
     ],
 )
