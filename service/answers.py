@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from starlette.exceptions import HTTPException
@@ -42,16 +42,6 @@ def error_response(error: RequestError) -> Response:
 def error_object(error: ImageError | RequestError) -> dict[str, str]:
     """Code and message, as the contract writes them."""
     return {"code": error.code, "message": str(error)}
-
-
-def refuse(route: str, refusal: RequestError, headers: Iterable[tuple[bytes, bytes]]) -> Response:
-    """A refusal without looking at the request: what `Answers` does, at the least cost."""
-    if refusal.shed is not None:
-        metrics.SHED[refusal.shed].inc()
-    metrics.REQUEST[route, refusal.status].inc()
-    response = error_response(refusal)
-    response.raw_headers.append((RESPONSE_HEADER, request_id(headers).encode()))
-    return response
 
 
 class Answers:

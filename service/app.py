@@ -37,16 +37,17 @@ class DoorService(Service[Any]):  # type: ignore[misc]
         from service.worker import Worker
 
         configure_logging(SETTINGS.log_format)
-        put_in_force(SETTINGS.body_timeout_seconds)
         try:
             native = NativeApi(self, limit_images=SETTINGS.limit_parts)
-            return Worker(SETTINGS, native).app
+            worker = Worker(SETTINGS, native)
         except PlumblineError as error:  # an unreachable state database, say
             start = Start.of_this_worker()
             if start is None:
                 raise
             start.refuse(str(error))
             raise SystemExit(1) from error
+        put_in_force(SETTINGS.body_timeout_seconds, worker.early_refusal)
+        return worker.app
 
 
 async def _nobody(images: Any) -> Any:

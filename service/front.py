@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.answers import Handler, refuse
-from service.errors import RequestError
+from service.answers import Handler
 
 
 class Front:
@@ -18,24 +15,13 @@ class Front:
     only cost time.
     """
 
-    def __init__(
-        self,
-        handlers: dict[tuple[str, str], Handler],
-        rest: ASGIApp,
-        refusal_when_full: Callable[[Scope], RequestError | None],
-    ) -> None:
+    def __init__(self, handlers: dict[tuple[str, str], Handler], rest: ASGIApp) -> None:
         self._handlers = handlers
-        self._refusal_when_full = refusal_when_full
         self.rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection's event, as ASGI has it."""
         if scope["type"] == "http":
-            refusal = self._refusal_when_full(scope)
-            if refusal is not None:
-                answer = refuse(scope["path"], refusal, scope["headers"])
-                await answer(scope, receive, send)
-                return
             handler = self._handlers.get((scope["method"], scope["path"]))
             if handler is not None:
                 response = await handler(Request(scope, receive, send))

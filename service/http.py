@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Lifespan, Scope
+from starlette.types import ASGIApp, Lifespan
 
 from model.conformal_sets import VALID, parse_coverage
 from model.errors import CoverageError, ImageError
@@ -31,6 +31,7 @@ from service.attention import Attention
 from service.batcher import Answer, Batcher
 from service.clients import Clients
 from service.decoding import Admitted
+from service.early_refusal import EarlyRefusal
 from service.errors import RequestError, unavailable
 from service.feedback import LIMIT_BODY_BYTES, FeedbackDesk, parse_feedback
 from service.front import Front
@@ -47,7 +48,6 @@ log = logging.getLogger("plumbline.http")
 
 Outcome = dict[str, Any] | ImageError | RequestError  # a prediction object, or why there is none
 PredictionBatcher = Batcher[Pixels, Judgement]
-_WITH_IMAGES = frozenset({"/v1/predict", CLASSIFY_ROUTE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,9 @@ class Door:
         )
         self.lifecycle = Lifecycle()
         self._answers = Answers(self.lifecycle, access_log=settings.access_log)
+        self.early_refusal = EarlyRefusal(
+            clients=clients, rollout=rollout, lifecycle=self.lifecycle, occupancy=self._occupancy
+        )
         self.judged = 0
         self.flagged = 0
 
@@ -132,22 +135,7 @@ class Door:
             lifespan=lifespan,
         )
         app.router.redirect_slashes = False  # another path is not found, not guessed
-        return Front(handlers, app, self._refusal_when_full)
-
-    def _refusal_when_full(self, scope: Scope) -> RequestError | None:
-        """For requests with images: overload is when the cost of a refusal counts.
-
-        None where they have to be answered in the usual way, which gives the same answers.
-        """
-        if self._occupancy.is_roomy or scope["path"] not in _WITH_IMAGES:
-            return None
-        if scope["method"] != "POST" or self.lifecycle.is_leaving or self._settings.access_log:
-            return None
-        try:
-            client = self._clients.admit(Request(scope), "predict")
-        except RequestError:
-            return None
-        return None if self._rollout.champion is None else self._occupancy.refusal(client)
+        return Front(handlers, app)
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict: judge one image, or the parts of a multipart body."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 from asyncio.events import TimerHandle
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
 
 from typing_extensions import override
 from uvicorn.config import HTTP_PROTOCOLS, Config
@@ -17,9 +19,15 @@ from uvicorn.server import ServerState
 
 from service import metrics
 from service.answers import error_response
-from service.errors import RequestError
+from service.errors import Code, RequestError
+from service.request_ids import RESPONSE_HEADER, request_id
 
 LIMIT_HEAD_BYTES = 2**16
+
+# Of method, URL, headers and address of a request.
+Refusal = Callable[
+    [bytes, bytes, Sequence[tuple[bytes, bytes]], tuple[str, int] | None], RequestError | None
+]
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -29,9 +37,12 @@ class BoundedProtocol(HttpToolsProtocol):
     `timeout_seconds` after the connection was made, or after the first byte of a later request, is
     408, or nothing where not a byte came. A body that nobody reads, since its request is answered,
     may come in as late as that. All of these close the connection.
+
+    What `refusal` tells of a head is answered there and then, and its body goes unread.
     """
 
     timeout_seconds = 10.0
+    refusal: ClassVar[Refusal | None] = None
 
     def __init__(
         self,
@@ -42,6 +53,7 @@ class BoundedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._in_head = True
+        self._is_refused = False  # the request that is coming in, by its head
         self._begun: float | None = None  # the request that is coming in; None between two
         self._raw_bytes = 0  # since the last that were body: of a head, or of trailers
         self._timer: TimerHandle | None = None
@@ -75,19 +87,28 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _HeadTooLargeError  # the parser stops, and a refusal is sent below
         self._raw_bytes = 0
         self._in_head = False
-        super().on_headers_complete()
+        self._is_refused = self._refuse_by_head()
+        if not self._is_refused:
+            super().on_headers_complete()
 
     @override
     def on_body(self, body: bytes) -> None:
         self._raw_bytes = 0
-        super().on_body(body)
+        if not self._is_refused:
+            super().on_body(body)
 
     @override
     def on_message_complete(self) -> None:
         self._raw_bytes = 0
         self._in_head = True
         self._begun = None
-        super().on_message_complete()
+        if not self._is_refused:
+            super().on_message_complete()
+            return
+        self._is_refused = False
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     @override
     def send_400_response(self, msg: str) -> None:
@@ -95,6 +116,23 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(_too_large())
         else:
             super().send_400_response(msg)
+
+    def _refuse_by_head(self) -> bool:
+        """Whether it was: only where the connection can go on after a plain answer."""
+        refusal, parser = type(self).refusal, self.parser
+        if refusal is None or self._is_answering or self.flow.write_paused:
+            return False
+        if self.expect_100_continue or parser.should_upgrade() or not parser.should_keep_alive():
+            return False
+        error = refusal(parser.get_method(), self.url, self.headers, self.client)
+        if error is None:
+            return False
+        head, body = _head_and_body(error.code, str(error), tuple(error.headers.items()))
+        own = [(RESPONSE_HEADER, request_id(self.headers).encode())]
+        more = _lines([*self.server_state.default_headers, *own])
+        self.transport.write(b"".join((head, more, b"\r\n", body)))
+        self.server_state.total_requests += 1
+        return True
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
@@ -136,7 +174,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def put_in_force(timeout_seconds: float) -> None:
+def put_in_force(timeout_seconds: float, refusal: Refusal | None = None) -> None:
     """For the server that this process is about to start.
 
     BentoML makes its configuration and asks nobody, so uvicorn's defaults are what can be set.
@@ -145,7 +183,9 @@ def put_in_force(timeout_seconds: float) -> None:
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedProtocol.__name__}"
     # By default it believes X-Forwarded-For of whoever asks from this machine, and a client would
     # have as many names as it likes. Who has set it knows a proxy to trust.
-    os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+    trusted = os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+    # Whose request a proxy passes on is found out behind the protocol.
+    BoundedProtocol.refusal = None if trusted else refusal
 
 
 class _HeadTooLargeError(Exception):
@@ -169,6 +209,19 @@ def _too_slow(seconds: float) -> RequestError:
 
 
 def _as_bytes(error: RequestError) -> bytes:
+    head, body = _head_and_body(error.code, str(error), tuple(error.headers.items()))
+    return head + b"\r\n" + body
+
+
+@lru_cache(1024)  # one refusal is much like another
+def _head_and_body(
+    code: Code, message: str, headers: tuple[tuple[str, str], ...]
+) -> tuple[bytes, bytes]:
+    """The head lacks its last, empty line."""
+    error = RequestError(code, message, dict(headers))
     response = error_response(error)
-    headers = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
-    return STATUS_LINE[error.status] + headers + b"\r\n" + bytes(response.body)
+    return STATUS_LINE[error.status] + _lines(response.raw_headers), bytes(response.body)
+
+
+def _lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([part for name, value in headers for part in (name, b": ", value, b"\r\n")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import re
 from collections.abc import Iterable
 
@@ -22,7 +22,8 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """
     given = [value for name, value in headers if name == b"traceparent"]
     trace = trace_id(given[0]) if len(given) == 1 else None
-    return trace or os.urandom(16).hex()
+    # Not os.urandom: it gives way to another thread, and an id is no secret.
+    return trace or f"{random.getrandbits(128):032x}"
 
 
 def trace_id(traceparent: bytes) -> str | None:

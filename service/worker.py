@@ -91,6 +91,8 @@ class Worker:
             self._door, self._rollout, self._batcher, self._records, self._images
         )
         self.app: ASGIApp = self._door.app(lifespan=self._lifespan)
+        # Where every answer is logged, all go the usual way.
+        self.early_refusal = None if settings.access_log else self._door.early_refusal
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
 

@@ -99,7 +99,7 @@ class OpenDoor:
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = self.door.app(self._lifespan)
-        put_in_force(settings.body_timeout_seconds)
+        put_in_force(settings.body_timeout_seconds, self.door.early_refusal)
         config = uvicorn.Config(self.app, log_config=None, server_header=False)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
