@@ -45,6 +45,7 @@ OUTLIER = "outlier.safetensors"
 CONFORMAL_SETS = "conformal.safetensors"  # bundles made before there were sets lack it
 REFERENCE = "reference.parquet"
 TRUTH = "truth.safetensors"  # true labels of its rows; bundles made before there were any lack it
+DISCREPANCY = "discrepancy.safetensors"  # made from its rows; bundles made before it lack it
 REPORT = "report.html"
 BENTOML_DESCRIPTION = "model.yaml"
 REQUIRED_FILES = (NETWORK, ONNX, OPENVINO, "network.bin", OUTLIER, REFERENCE, REPORT)

@@ -1,7 +1,8 @@
 """A version made of the champion without training: other calibration images, the same network.
 
 Everything that is fitted to the calibration split is written anew from the records that are given:
-what evidence begins from, the scores of the outlier flag, prediction sets, and the true labels.
+what evidence begins from and windows are compared with, the scores of the outlier flag, prediction
+sets, and the true labels.
 Bin edges stay those of the fit split, or the evidence would not be valid. What only a training
 measures (how the threshold was chosen, the outlier self-check, the gates of the engines) stays in
 the manifest, and says of which version it was measured. Promotion stays a command.
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from model.bundle import (
     BENTOML_DESCRIPTION,
     CONFORMAL_SETS,
+    DISCREPANCY,
     OUTLIER,
     REFERENCE,
     REPORT,
@@ -42,11 +44,16 @@ from model.state import record, write_transaction
 from model.store import ModelStore
 from monitoring.accuracy import NORMAL_95
 from monitoring.class_priors import FloatArray
+from monitoring.discrepancy import write_discrepancy
 from monitoring.streams import logits_of, streams_of
 from monitoring.truth import truth_arrays
+from monitoring.watch import usual_sampler
 
 _MEASURED_OF = "The self-check and the gates of the engines were measured of"
-_REWRITTEN = (BENTOML_DESCRIPTION, OUTLIER, REFERENCE, TRUTH, CONFORMAL_SETS, REPORT)
+_REWRITTEN = (
+    *(BENTOML_DESCRIPTION, OUTLIER, REFERENCE, DISCREPANCY),
+    *(TRUTH, CONFORMAL_SETS, REPORT),
+)
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,7 @@ def _known_outlier(champion: Manifest) -> OutlierSummary:
 def _write(directory: Path, champion: Bundle, manifest: Manifest, its: Derived) -> Manifest:
     """The files that differ; gives the manifest with what they can promise."""
     pyarrow.parquet.write_table(its.records, directory / REFERENCE, compression="zstd")
+    write_discrepancy(directory, usual_sampler())
     save_arrays(directory / TRUTH, truth_arrays(its.targets))
     arrays = champion.arrays(OUTLIER)
     for name, values in streams_of(its.records, manifest).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,12 @@ def reference_of(bundle: Bundle, sampler: Sampler) -> dict[str, FloatArray]:
 
 def reference_records(bundle: Bundle, sampler: Sampler) -> pa.Table:
     """The records of the calibration split, under the rule that production is sampled by."""
-    records = read_records(str(bundle.path(REFERENCE)))
+    return sampled_records(bundle.path(REFERENCE), sampler)
+
+
+def sampled_records(path: Path, sampler: Sampler) -> pa.Table:
+    """Those records of a file that a new sampler takes."""
+    records = read_records(str(path))
     taken = sampler.takes_which(arrivals_of(records))
     return records.filter(pa.array(taken, pa.bool_()))
 

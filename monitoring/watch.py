@@ -15,9 +15,11 @@ import pyarrow as pa
 from sqlalchemy import Engine
 
 from model.bundle import Bundle
+from model.errors import BundleError
 from monitoring.alarm import Alarm
 from monitoring.before_reset import BeforeReset
 from monitoring.class_mix import ClassMix
+from monitoring.discrepancy import Discrepancy, load_discrepancy
 from monitoring.evidence import STREAMS, Evidence
 from monitoring.labelled import BEFORE_ALARM_LABELS, LabelledMistakes
 from monitoring.last_images import LastImages
@@ -441,7 +443,20 @@ def _comparison(bundle: Bundle, settings: MonitoringSettings, alpha: float) -> C
         alpha=alpha,
         seed=int(bundle.manifest_sha256[:8], 16),
         labels=records["labels"].to_pylist(),
+        discrepancy=_kept_discrepancy(bundle, reference),
     )
+
+
+def _kept_discrepancy(bundle: Bundle, reference: Images) -> Discrepancy | None:
+    """That of the bundle; None where another has to be drawn.
+
+    So it is for older bundles, and where the sampler of this monitor leaves other images.
+    """
+    try:
+        return load_discrepancy(bundle, reference.components)
+    except BundleError as error:  # nothing is lost by it but a second
+        log.warning("%s; the monitor draws its own", error)
+        return None
 
 
 def new_sampler(settings: MonitoringSettings) -> Sampler:
@@ -452,3 +467,8 @@ def new_sampler(settings: MonitoringSettings) -> Sampler:
         client_images=settings.sample_client_images,
         client_seconds=settings.sample_client_seconds,
     )
+
+
+def usual_sampler() -> Sampler:
+    """That rule by the defaults of the settings, whatever this process is set to."""
+    return new_sampler(MonitoringSettings.model_construct())

@@ -10,9 +10,8 @@ at (Bonferroni).
   below, so that a few changed images are not lost among many clean ones;
 - every number of the records: Kolmogorov and Smirnov's test of two samples;
 - predicted classes: chi-squared test of homogeneity, rare classes taken together;
-- the principal components together: maximum mean discrepancy with random Fourier features (Rahimi
-  and Recht 2007), against a gamma distribution with the moments of draws from the calibration split
-  itself (Gretton et al. 2012);
+- the principal components together: maximum mean discrepancy, against what chance does to parts of
+  the calibration split itself (`discrepancy`);
 - the share flagged: a binomial test against alpha.
 
 Beside the tests: groups of images that lie far from all of calibration (`clusters`).
@@ -31,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitoring.clusters import Groups
+from monitoring.discrepancy import Discrepancy
 
 FloatArray = NDArray[np.float64]
 
@@ -40,20 +40,8 @@ SIGNIFICANCE = 0.01  # after Bonferroni
 PREDICTED = "predicted_class"
 COMPONENTS = "components"
 FLAGGED = "flagged"
-_FEATURES = 256
-_NULL_DRAWS = 500
 _AS_GOOD = 3.0  # of the gain of bets, natural logarithm: 20 to 1
 _LEAST_EXPECTED = 5  # images of a class, under which chi-squared is no approximation
-_NULL_SIZES = (
-    10,
-    20,
-    50,
-    100,
-    200,
-    400,
-    700,
-    1_000,
-)  # images; a null is drawn for each that is needed
 
 
 @dataclass(frozen=True)
@@ -136,7 +124,7 @@ class Window:
 
 
 class Comparison:
-    """Holds windows against one reference, whose random features and null are drawn once."""
+    """Holds windows against one reference."""
 
     def __init__(
         self,
@@ -147,16 +135,18 @@ class Comparison:
         alpha: float,
         seed: int,
         labels: Sequence[Sequence[str]] = (),
+        discrepancy: Discrepancy | None = None,
     ) -> None:
-        """`streams` are those of the bets, in their order; `labels` were given to the reference."""
+        """`streams` are those of the bets, in their order; `labels` were given to the reference.
+
+        `discrepancy` is of the reference's components; None: it is drawn now.
+        """
         self._reference = reference
         self._streams = tuple(streams)
         self._classes = tuple(classes)
         self._alpha = alpha
-        self._seed = seed
-        self._features = _Features(reference.components, seed)
+        self._discrepancy = discrepancy or Discrepancy.fit(reference.components)
         self._groups = Groups(reference.components, labels, seed=seed) if labels else None
-        self._nulls: dict[int, FloatArray] = {}
 
     def explain(self, window: Images, *, alarm: str | None = None) -> dict[str, Any]:
         """What is different in the window, as JSON values; `{"images": N}` alone for too few.
@@ -198,7 +188,7 @@ class Comparison:
         chi_squared = self._chi_squared(window)
         if chi_squared is not None:
             found.append(chi_squared)
-        return [*found, self._discrepancy(window), self._flagged(window)]
+        return [*found, self._components(window), self._flagged(window)]
 
     def _chi_squared(self, window: Images) -> dict[str, Any] | None:
         from scipy.stats import chi2_contingency
@@ -225,24 +215,9 @@ class Comparison:
         distance = float(np.abs(shares[0] - shares[1]).sum() / 2)
         return _column(PREDICTED, "chi-squared", p_value, distance)
 
-    def _discrepancy(self, window: Images) -> dict[str, Any]:
-        # A window larger than a third of the reference has no null to be drawn from it.
-        most = min(len(window), max(1, len(self._reference) // 3))
-        count = max((size for size in _NULL_SIZES if size <= most), default=most)
-        rows = np.sort(np.random.default_rng(self._seed).permutation(len(window))[:count])
-        found = self._features.distance(self._features.of(window.components[rows]))
-        p_value = _gamma_tail(self._null(count), found)
-        return _column(COMPONENTS, "maximum mean discrepancy", p_value, found)
-
-    def _null(self, count: int) -> FloatArray:
-        """Distances of so many images of the reference from all of it, in `_NULL_DRAWS` draws."""
-        if count not in self._nulls:
-            rng = np.random.default_rng(self._seed)
-            draws = (
-                rng.choice(len(self._reference), count, replace=False) for _ in range(_NULL_DRAWS)
-            )
-            self._nulls[count] = np.array([self._features.distance_of_rows(its) for its in draws])
-        return self._nulls[count]
+    def _components(self, window: Images) -> dict[str, Any]:
+        p_value, distance = self._discrepancy.compare(window.components)
+        return _column(COMPONENTS, "maximum mean discrepancy", p_value, distance)
 
     def _flagged(self, window: Images) -> dict[str, Any]:
         from scipy.stats import binomtest
@@ -298,41 +273,6 @@ class Comparison:
         }
 
 
-class _Features:
-    """Random Fourier features of a Gaussian kernel, on components of unit deviation."""
-
-    def __init__(self, reference: FloatArray, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        deviation = reference.std(axis=0)
-        self._location = reference.mean(axis=0)
-        self._scale = np.where(deviation > 0, deviation, 1.0)
-        some = self._scaled(reference[rng.permutation(len(reference))[:500]])
-        squared = ((some[:, None] - some[None]) ** 2).sum(axis=2)
-        width = math.sqrt(float(np.median(squared[squared > 0]))) if (squared > 0).any() else 1.0
-        self._directions = rng.standard_normal((reference.shape[1], _FEATURES)) / width
-        self._phases = rng.uniform(0, 2 * math.pi, _FEATURES)
-        self._reference = self.of(reference)
-        self._mean = self._reference.mean(axis=0)
-
-    def of(self, components: FloatArray) -> NDArray[np.float32]:
-        """N x _FEATURES."""
-        waves = np.cos(self._scaled(components) @ self._directions + self._phases)
-        return np.asarray(waves * math.sqrt(2 / _FEATURES), np.float32)
-
-    def distance(self, features: NDArray[np.float32]) -> float:
-        """Between the mean of the features and the reference's."""
-        return float(np.linalg.norm(features.mean(axis=0) - self._mean))
-
-    def distance_of_rows(self, rows: NDArray[np.int64]) -> float:
-        """Between some images of the reference and the rest of it."""
-        count, drawn = len(self._reference), self._reference[rows].mean(axis=0)
-        rest = (self._mean * count - drawn * len(rows)) / max(1, count - len(rows))
-        return float(np.linalg.norm(drawn - rest))
-
-    def _scaled(self, components: FloatArray) -> FloatArray:
-        return np.asarray((components - self._location) / self._scale)
-
-
 def change_point(log_bets: FloatArray) -> tuple[int, float]:
     """From where bets summed to the end gain most, and how much that is.
 
@@ -344,17 +284,6 @@ def change_point(log_bets: FloatArray) -> tuple[int, float]:
     gains = np.cumsum(log_bets[::-1])[::-1]
     most = float(gains.max())
     return int(np.flatnonzero(gains >= most - _AS_GOOD)[-1]), most
-
-
-def _gamma_tail(null: FloatArray, found: float) -> float:
-    """The chance of such a distance or a larger one, by the moments of the null's squares."""
-    from scipy.stats import gamma
-
-    squares = null**2
-    mean, variance = float(squares.mean()), float(squares.var())
-    if variance == 0:
-        return float(found <= math.sqrt(mean))
-    return float(gamma.sf(found**2, mean**2 / variance, scale=variance / mean))
 
 
 def _kolmogorov_smirnov(name: str, reference: FloatArray, window: FloatArray) -> dict[str, Any]:

@@ -33,8 +33,10 @@ from model.engines.openvino_engine import OpenVinoEngine
 from model.errors import DataError
 from model.store import ModelStore
 from model.whole_embedding import WholeEmbedding
+from monitoring.discrepancy import write_discrepancy
 from monitoring.outlier import BANK_LIMIT, NEIGHBOURS
 from monitoring.truth import truth_arrays
+from monitoring.watch import usual_sampler
 from training.conformal import summarise_sets
 from training.cross_fitting import FOLDS
 from training.deciding import Decided, decide_by, is_cross_fitted, labels_before_flags
@@ -78,6 +80,7 @@ def pack(
         save_arrays(directory / OUTLIER, outlier_arrays(trained, findings))
         save_arrays(directory / CONFORMAL_SETS, sets.to_arrays())
         write_reference(directory / REFERENCE, manifest, trained, findings)
+        write_discrepancy(directory, usual_sampler())
         save_arrays(directory / TRUTH, truth_arrays(trained.calibration.targets))
         write_model_card(directory / REPORT, manifest, trained, findings)
         seal(manifest)

@@ -13,6 +13,7 @@ import pytest
 
 from model.bundle import (
     CONFORMAL_SETS,
+    DISCREPANCY,
     OUTLIER,
     REFERENCE,
     REPORT,
@@ -23,11 +24,13 @@ from model.bundle import (
 from model.conformal_sets import ConformalSets
 from model.decision import Calibration, Thresholds, probabilities, softmax
 from model.store import ModelStore
+from monitoring.discrepancy import write_discrepancy
 from monitoring.evidence import STREAMS
 from monitoring.outlier import RECORD_COMPONENTS
 from monitoring.records import Record, write_records
 from monitoring.samples import Sample
 from monitoring.truth import truth_arrays
+from monitoring.watch import usual_sampler
 
 START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 CLASSES = ("circle", "square", "star")
@@ -81,10 +84,15 @@ def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[..., str]
     """`watched(calibration_images)`: registers and promotes a version; gives its tag.
 
     It is wrong on a tenth of its calibration split; `mistakes` says whether the bundle tells.
+    `discrepancy` are the arrays that it keeps of that name, `True` for its own, None as older ones.
     """
 
     def add(
-        calibration_images: int = 500, *, mistakes: bool = True, temperature: float = 1.5
+        calibration_images: int = 500,
+        *,
+        mistakes: bool = True,
+        temperature: float = 1.5,
+        discrepancy: dict[str, np.ndarray] | bool | None = None,
     ) -> str:
         with store.registering("shapes") as (version, directory, seal):
             fill_bundle(directory)
@@ -100,6 +108,10 @@ def watched(store: ModelStore, make_manifest, fill_bundle) -> Callable[..., str]
             save_arrays(directory / OUTLIER, arrays)
             reference = draw_records("calibration", calibration_images, seed=99)
             write_records(Path(directory / REFERENCE), reference)
+            if discrepancy is True:
+                write_discrepancy(directory, usual_sampler())
+            elif discrepancy:
+                save_arrays(directory / DISCREPANCY, discrepancy)
             if mistakes:
                 wrong = np.random.default_rng(8).random(calibration_images) < 0.1
                 given = np.array([CLASSES.index(its.labels[0]) for its in reference])

@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 
 from monitoring.adjusted_version import make_adjusted_version
+from monitoring.discrepancy import load_discrepancy
+from monitoring.streams import components_of, reference_records
+from monitoring.watch import usual_sampler
 
 CLASSES = ("circle", "square", "star")
 SHARES = (0.6, 0.3, 0.1)
@@ -32,3 +35,20 @@ def test_what_only_a_training_measures_names_the_version_it_was_measured_of(
         assert said in told.outlier.statement
         assert told.outlier.statement.startswith(manifest.outlier.statement)
         assert told.engines == manifest.engines
+
+
+def test_windows_are_compared_with_its_own_reference_and_by_no_null_of_the_one_before(
+    store, champion
+):
+    before, shares = champion(), dict(zip(CLASSES, SHARES, strict=True))
+    for _ in range(2):  # the champion keeps none; the version made of it does, for the second
+        tag, _ = make_adjusted_version(store, before, shares, CLASSES, "a test")
+        after = store.load(store.find(tag))
+        of_it, of_before = (
+            components_of(reference_records(its, usual_sampler())) for its in (after, before)
+        )
+        kept = load_discrepancy(after, of_it)
+        assert kept is not None
+        assert kept.images[0] == len(of_it) < len(of_before)
+        assert load_discrepancy(after, of_before) is None
+        before, shares = after, dict.fromkeys(CLASSES, 1 / 3)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from monitoring.alarm import Alarm
+from monitoring.discrepancy import Discrepancy
+from monitoring.outlier import RECORD_COMPONENTS
 from monitoring.records import to_table
 from monitoring.settings import MonitoringSettings
 from monitoring.watch import Watch
@@ -265,6 +267,49 @@ def test_an_alarm_is_explained_and_the_explanation_outlives_a_restart(watch, dra
     assert again.explain() == {"images": 0}  # the window begins anew
     its.reset(1, 0.0)
     assert (its.explained, len(its.window)) == (None, 0)
+
+
+@pytest.fixture
+def of_components(store, watched, draw, monkeypatch):
+    """`of_components(kept, **settings)`: what is told of them, and how often a null was drawn.
+
+    Of the same images with the same reference, by a bundle that keeps such a discrepancy.
+    """
+
+    def tell(kept, **settings):
+        bundle = store.load(store.find(watched(discrepancy=kept)))
+        its = Watch(bundle, MonitoringSettings(home=store.home, **settings))
+        its.take(to_table(draw(its.manifest.tag, 200, 1)))
+        drawn, fit = [], Discrepancy.fit
+        with monkeypatch.context() as patch:
+            patch.setattr(Discrepancy, "fit", lambda given: drawn.append(given) or fit(given))
+            columns = its.explain()["columns"]
+        return next(one for one in columns if one["name"] == "components"), len(drawn)
+
+    return tell
+
+
+def test_components_are_held_to_the_null_that_the_bundle_keeps(of_components):
+    told, drawn = of_components(True)
+    assert drawn == 0
+    older, drawn_then = of_components(None)
+    assert drawn_then == 1
+    assert told == older
+
+
+def test_a_null_of_other_images_is_not_used(of_components):
+    """The sampler of the monitor leaves fewer; or the bundle was put together by hand."""
+    rng = np.random.default_rng(0)
+    others = Discrepancy.fit(rng.normal(9, 1, (500, RECORD_COMPONENTS)))
+    assert of_components(others.to_arrays()) == of_components(None)
+    assert of_components(True, sample_near_bits=20) == of_components(None, sample_near_bits=20)
+
+
+def test_a_damaged_null_is_told_and_the_monitor_draws_its_own(of_components, caplog):
+    damaged = of_components({"null": np.zeros((8, 500), np.float32)})
+    assert "discrepancy.safetensors cannot be used: it lacks digest, directions" in caplog.text
+    assert "; the monitor draws its own" in caplog.text
+    assert damaged == of_components(None)
 
 
 def test_a_state_of_before_there_were_intervals_is_gone_on_with(watch, draw):

@@ -17,7 +17,10 @@ from model.errors import DataError, EngineError
 from model.images import InputSpec
 from model.network import create_network
 from model.whole_embedding import WholeEmbedding
+from monitoring.discrepancy import load_discrepancy, null_sizes
 from monitoring.outlier import KNN_AND_VIM, OutlierModel
+from monitoring.streams import components_of, reference_records
+from monitoring.watch import usual_sampler
 from training import engine_runs, gates
 from training.deciding import _calibrate, _tune, decide_by
 from training.evaluate import Decider
@@ -121,6 +124,10 @@ def test_every_engine_is_gated_and_int8_kept_where_it_passed(trained: Trained, s
     engines = report.split('<section id="engines">')[1].split("</section>")[0]
     assert engines.count("<tr>") == 1 + len(measured)
     assert ">serves<" in engines
+    reference = components_of(reference_records(bundle, usual_sampler()))
+    kept = load_discrepancy(bundle, reference)
+    assert kept is not None, "the monitor need not draw what chance does to windows"
+    assert kept.sizes.tolist() == null_sizes(len(reference))
 
 
 def test_where_every_gate_fails_the_rest_is_fitted_to_float32_and_int8_goes(
