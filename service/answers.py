@@ -66,7 +66,8 @@ class Answers:
                 response.headers["Connection"] = "close"
             metrics.REQUEST[route, response.status_code].inc()
             if self._access_log:
-                _log_access(request.method, route, response, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                log_access(request.method, route, response.status_code, seconds)
             return response
 
         return answer
@@ -115,9 +116,9 @@ def _refusal_of_route(method: str, error: HTTPException) -> RequestError:
     return RequestError("not_found", "there is no such path; GET /docs lists them")
 
 
-def _log_access(method: str, route: str, response: Response, seconds: float) -> None:
+def log_access(method: str, route: str, status: int, seconds: float) -> None:
+    """One line of the access log, for the request whose id is in force."""
     # The route, not the path: what clients put into paths and queries is theirs.
-    status = response.status_code
     fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 6)}
     message = "%s %s %d in %.1f ms"
     access.info(message, method, route, status, 1e3 * seconds, extra={FIELDS: fields})

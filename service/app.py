@@ -46,7 +46,9 @@ class DoorService(Service[Any]):  # type: ignore[misc]
                 raise
             start.refuse(str(error))
             raise SystemExit(1) from error
-        put_in_force(SETTINGS.body_timeout_seconds, worker.early_refusal)
+        put_in_force(
+            SETTINGS.body_timeout_seconds, worker.early_refusal, access_log=SETTINGS.access_log
+        )
         return worker.app
 
 

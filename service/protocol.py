@@ -6,6 +6,7 @@ uvicorn has none: it keeps the headers of whoever connects, before any key is ch
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from asyncio.events import TimerHandle
 from collections.abc import Callable, Sequence
@@ -17,8 +18,9 @@ from uvicorn.config import HTTP_PROTOCOLS, Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from model.logs import REQUEST_ID
 from service import metrics
-from service.answers import error_response
+from service.answers import error_response, log_access
 from service.errors import Code, RequestError
 from service.request_ids import RESPONSE_HEADER, request_id
 
@@ -36,13 +38,15 @@ class BoundedProtocol(HttpToolsProtocol):
     Over `LIMIT_HEAD_BYTES` in URL and headers, or in trailers, is 431. A head that is not whole
     `timeout_seconds` after the connection was made, or after the first byte of a later request, is
     408, or nothing where not a byte came. A body that nobody reads, since its request is answered,
-    may come in as late as that. All of these close the connection.
+    may come in as late as that. What is no HTTP is 400. All of these close the connection, and what
+    they answer has an error object, an id and a count as every other answer has.
 
     What `refusal` tells of a head is answered there and then, and its body goes unread.
     """
 
     timeout_seconds = 10.0
     refusal: ClassVar[Refusal | None] = None
+    logs_answers: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._in_head = True
+        self._former_headers = self.headers  # of the request before this one
         self._is_refused = False  # the request that is coming in, by its head
         self._begun: float | None = None  # the request that is coming in; None between two
         self._raw_bytes = 0  # since the last that were body: of a head, or of trailers
@@ -86,10 +91,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._raw_bytes > LIMIT_HEAD_BYTES and self._head_bytes() > LIMIT_HEAD_BYTES:
             raise _HeadTooLargeError  # the parser stops, and a refusal is sent below
         self._raw_bytes = 0
-        self._in_head = False
         self._is_refused = self._refuse_by_head()
         if not self._is_refused:
-            super().on_headers_complete()
+            super().on_headers_complete()  # raises for a URL that is none: the head is not over
+        self._in_head = False
 
     @override
     def on_body(self, body: bytes) -> None:
@@ -101,6 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._raw_bytes = 0
         self._in_head = True
+        self._former_headers = self.headers
         self._begun = None
         if not self._is_refused:
             super().on_message_complete()
@@ -112,10 +118,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @override
     def send_400_response(self, msg: str) -> None:
-        if self._raw_bytes > LIMIT_HEAD_BYTES:
-            self._refuse(_too_large())
-        else:
-            super().send_400_response(msg)
+        self._refuse(_too_large() if self._raw_bytes > LIMIT_HEAD_BYTES else _no_http())
 
     def _refuse_by_head(self) -> bool:
         """Whether it was: only where the connection can go on after a plain answer."""
@@ -127,12 +130,15 @@ class BoundedProtocol(HttpToolsProtocol):
         error = refusal(parser.get_method(), self.url, self.headers, self.client)
         if error is None:
             return False
-        head, body = _head_and_body(error.code, str(error), tuple(error.headers.items()))
-        own = [(RESPONSE_HEADER, request_id(self.headers).encode())]
-        more = _lines([*self.server_state.default_headers, *own])
-        self.transport.write(b"".join((head, more, b"\r\n", body)))
+        self._write(error, request_id(self.headers))
         self.server_state.total_requests += 1
         return True
+
+    def _write(self, error: RequestError, its_id: str) -> None:
+        head, body = _head_and_body(error.code, str(error), tuple(error.headers.items()))
+        own = [(RESPONSE_HEADER, its_id.encode())]
+        more = _lines([*self.server_state.default_headers, *own])
+        self.transport.write(b"".join((head, more, b"\r\n", body)))
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
@@ -166,20 +172,35 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, error: RequestError) -> None:
         """Say so where the client would take it for the answer to this request, and close."""
         if self._is_unanswered:
-            metrics.REQUEST["other", error.status].inc()
-            self.transport.write(_as_bytes(error))
+            self._tell(error)
         if self._is_answering:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
 
+    def _tell(self, error: RequestError) -> None:
+        """Answer, count, and log where answers are."""
+        of_former = self.headers is self._former_headers
+        its_id = request_id([] if of_former else self.headers)
+        metrics.REQUEST["other", error.status].inc()
+        self._write(error, its_id)
+        if self.logs_answers:
+            seconds = 0.0 if self._begun is None else self.loop.time() - self._begun
+            token = REQUEST_ID.set(its_id)
+            log_access("-", "other", error.status, seconds)  # the method may not be known
+            REQUEST_ID.reset(token)
 
-def put_in_force(timeout_seconds: float, refusal: Refusal | None = None) -> None:
+
+def put_in_force(
+    timeout_seconds: float, refusal: Refusal | None = None, *, access_log: bool = False
+) -> None:
     """For the server that this process is about to start.
 
     BentoML makes its configuration and asks nobody, so uvicorn's defaults are what can be set.
     """
     BoundedProtocol.timeout_seconds = timeout_seconds
+    BoundedProtocol.logs_answers = access_log
+    logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedProtocol.__name__}"
     # By default it believes X-Forwarded-For of whoever asks from this machine, and a client would
     # have as many names as it likes. Who has set it knows a proxy to trust.
@@ -188,8 +209,21 @@ def put_in_force(timeout_seconds: float, refusal: Refusal | None = None) -> None
     BoundedProtocol.refusal = None if trusted else refusal
 
 
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """uvicorn warns of each, without an id."""
+    return record.msg != "Invalid HTTP request received."
+
+
 class _HeadTooLargeError(Exception):
     pass
+
+
+def _no_http() -> RequestError:
+    return RequestError(
+        "malformed",
+        "this is no HTTP version 1: the request line, a header or the framing of the body is broken",
+        {"Connection": "close"},
+    )
 
 
 def _too_large() -> RequestError:
@@ -206,11 +240,6 @@ def _too_slow(seconds: float) -> RequestError:
         f"the head of the request did not arrive within {seconds:g} seconds",
         {"Connection": "close"},
     )
-
-
-def _as_bytes(error: RequestError) -> bytes:
-    head, body = _head_and_body(error.code, str(error), tuple(error.headers.items()))
-    return head + b"\r\n" + body
 
 
 @lru_cache(1024)  # one refusal is much like another

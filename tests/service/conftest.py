@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -21,6 +23,7 @@ from prometheus_client import REGISTRY
 from starlette.applications import Starlette
 
 from model.bundle import Manifest
+from model.logs import JsonLines
 from service import metrics
 from service.admission import Admission
 from service.batcher import Batcher
@@ -99,7 +102,11 @@ class OpenDoor:
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = self.door.app(self._lifespan)
-        put_in_force(settings.body_timeout_seconds, self.door.early_refusal)
+        put_in_force(
+            settings.body_timeout_seconds,
+            self.door.early_refusal,
+            access_log=settings.access_log,
+        )
         config = uvicorn.Config(self.app, log_config=None, server_header=False)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
@@ -199,3 +206,18 @@ def _samples() -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 def counts() -> Counts:
     """`counts("plumbline_images_total", outcome="ok")`: how much it has grown in this test."""
     return Counts()
+
+
+@pytest.fixture
+def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """What Plumbline logs meanwhile, as JSON objects."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("plumbline")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    logger.removeHandler(handler)
+    logger.setLevel(level)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from model.logs import JsonLines
 from service.keys import add_key
 from tests.service.waiting import until
 
@@ -334,21 +331,6 @@ def test_a_prediction_is_seen_in_every_metric_of_its_way(open_door, red, counts)
     assert counts("plumbline_confidence_bucket", le="0.8") == 2
     assert counts("plumbline_outlier_p_value_bucket", le="0.005") == 1
     assert counts("plumbline_outlier_p_value_bucket", le="0.5") == 2
-
-
-@pytest.fixture
-def lines():
-    """What Plumbline logs meanwhile, as JSON objects."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonLines())
-    logger = logging.getLogger("plumbline")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    logger.removeHandler(handler)
-    logger.setLevel(level)
 
 
 def test_a_failure_is_logged_under_the_id_of_its_request(open_door, red, lines):

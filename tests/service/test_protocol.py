@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import time
@@ -95,6 +96,48 @@ def test_a_head_over_the_limit_is_told_so(in_one_piece, open_door, counts):
     assert b"connection: close" in answer.lower()
     assert b'"head_too_large"' in answer
     assert counts("plumbline_requests_total", route="other", status="431") == 1
+
+
+BROKEN = {
+    "words": b"hello there\r\n\r\n",
+    "another protocol": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "URL": b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "path": b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "header": GET + b"no colon\r\n\r\n",
+    "length": POST + b"Content-Length: -1\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nnone\r\n",
+}
+
+
+def header_of(answer: bytes, name: bytes) -> str:
+    """Of a raw answer, which has it once."""
+    (found,) = re.findall(rb"^%s: (.*)\r$" % name, answer.lower(), re.MULTILINE)
+    return found.decode()
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_what_is_no_http_gets_an_error_object_and_is_counted(broken, open_door, counts):
+    with open_door() as door, connect(door) as connection:
+        connection.sendall(broken)
+        answer = rest_of(connection)
+        assert httpx.get(f"{door.url}/livez").status_code == 200
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert header_of(answer, b"content-type") == "application/json"
+    assert header_of(answer, b"connection") == "close"
+    assert json.loads(body)["error"]["code"] == "malformed"
+    assert counts("plumbline_requests_total", route="other", status="400") == 1
+
+
+def test_a_body_that_breaks_off_after_its_answer_gets_no_second_one(open_door, tmp_path):
+    keys = tmp_path / "keys.json"
+    add_key(keys, "somebody", ["predict"])
+    with open_door(api_keys_file=keys) as door, connect(door) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+        assert answer_of(connection).startswith(b"HTTP/1.1 401 ")
+        connection.sendall(b"none\r\n")
+        assert rest_of(connection) == b""
 
 
 def test_a_head_within_the_limit_is_answered_also_before_a_large_body(open_door, red):
@@ -221,6 +264,56 @@ def test_a_refusal_whose_body_comes_in_time_keeps_the_connection(open_door, tmp_
         )
         assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
         connection.close()
+
+
+# The id of a refusal
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = b"traceparent: 00-%s-b7ad6b7169203331-01\r\n" % TRACE.encode()
+UNHEARD = {
+    431: GET + TRACEPARENT + b"X: " + b"x" * LIMIT_HEAD_BYTES,
+    408: GET + TRACEPARENT + b"X: ",
+    400: GET + TRACEPARENT + b"X: y\r\nno colon\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize(("status", "head"), UNHEARD.items(), ids=map(str, UNHEARD))
+def test_a_refused_head_has_its_trace_id_and_else_one_of_its_own(status, head, open_door):
+    found = []
+    with open_door(body_timeout_seconds=TIMEOUT) as door:
+        for sent in (head, head.replace(TRACEPARENT, b"")):
+            with connect(door) as connection:
+                connection.sendall(sent)
+                answer = rest_of(connection)
+            assert answer.startswith(b"HTTP/1.1 %d " % status)
+            found.append(header_of(answer, b"x-request-id"))
+    assert found[0] == TRACE
+    assert re.fullmatch("[0-9a-f]{32}", found[1])
+    assert found[1] != TRACE
+
+
+@pytest.mark.parametrize("sent", [b"?", b"\r\n" * LIMIT_HEAD_BYTES], ids=["words", "empty lines"])
+def test_a_refusal_never_has_the_id_of_the_request_before_it(sent, open_door):
+    with open_door() as door, connect(door) as connection:
+        connection.sendall(GET + TRACEPARENT + b"\r\n")
+        assert header_of(answer_of(connection), b"x-request-id") == TRACE
+        connection.sendall(sent)
+        assert header_of(rest_of(connection), b"x-request-id") != TRACE
+
+
+@pytest.mark.parametrize("status", UNHEARD)
+def test_a_refused_head_is_logged_under_its_id_where_answers_are(status, open_door, lines, caplog):
+    for access_log in (False, True):
+        settings = {"access_log": access_log, "body_timeout_seconds": TIMEOUT}
+        with open_door(**settings) as door, connect(door) as connection:
+            connection.sendall(UNHEARD[status])
+            assert header_of(rest_of(connection), b"x-request-id") == TRACE
+        if not access_log:
+            assert lines() == []
+    (line,) = lines()
+    assert (line["request_id"], line["route"], line["status"]) == (TRACE, "other", status)
+    assert 0 <= line["seconds"] < 30
+    assert "Invalid HTTP" not in caplog.text, "uvicorn's line has no id"
 
 
 # Who is believed
