@@ -221,7 +221,7 @@ class _HeadTooLargeError(Exception):
 def _no_http() -> RequestError:
     return RequestError(
         "malformed",
-        "this is no HTTP version 1: the request line, a header or the framing of the body is broken",
+        "this is no HTTP version 1: its first line, a header or the framing of its body is broken",
         {"Connection": "close"},
     )
 
