@@ -101,4 +101,45 @@ def test_dark_images_end_in_an_alarm_a_retraining_and_its_comparison(
     assert f"100 clean images to {trained.tag}" in told
     with contextlib.closing(sqlite3.connect(home / "state.sqlite")) as state:
         (labels,) = state.execute("select count(*) from feedback").fetchone()
+        clients = state.execute("select distinct client from feedback").fetchall()
     assert labels >= LEAST_LABELS
+    assert clients == [("this-machine",)]  # trusted by default: no setting was needed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600, func_only=True)  # took 58 s on two busy cores
+def test_the_labels_of_one_key_wait_until_somebody_trusts_it(
+    trained, serving, tmp_path, run_plumbline
+):
+    """The same play by a client with a key: the labels are there, and buy nothing."""
+    home = trained.copy(tmp_path / "home")
+    scopes = ("--scope", "predict", "--scope", "feedback")
+    key = run_plumbline("keys", "add", "--name", "shop", *scopes, home=home).stdout.strip()
+    keys = str(home / "api-keys.json")
+    with (
+        serving(
+            home, store_images="true", record_flush_seconds="0.5", api_keys_file=keys
+        ) as server,
+        monitoring(home, tmp_path / "monitor.log") as watched_on,
+    ):
+        told = run_plumbline(
+            *("drift", "dark", "--clean", "100", "--seed", "7"),
+            home=home,
+            serve_on=server.url.removeprefix("http://"),
+            monitor_on=watched_on,
+            api_key=key,
+        ).stdout
+    assert re.search(
+        r"waiting for trust: 30 of 60 images since the alarm are labelled; \d+ more wait for trust:"
+        r" .* at most 30 count, and 'shop' labelled \d+; name .*RETRAIN_TRUSTED_CLIENTS",
+        told,
+    ), told
+    by_hand = run_plumbline(
+        *("retrain", "--why", "a test"), home=home, check=False, retrain_least_labels="60"
+    )
+    assert by_hand.returncode == 1
+    assert "30 images with new labels" in by_hand.stderr
+    assert "'shop' labelled" in by_hand.stderr
+    with contextlib.closing(sqlite3.connect(home / "state.sqlite")) as state:
+        assert state.execute("select count(*) from retrainings").fetchone() == (0,)
+        assert state.execute("select distinct client from feedback").fetchall() == [("shop",)]
