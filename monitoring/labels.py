@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +69,7 @@ class Labels:
     images: tuple[LabelledImage, ...]
     without_record: int  # ids that no record of this model has
     without_image: int
-    contradicted: int  # different clients say different things
+    contradicted: int  # of an id, or of images that look the same, different things are said
     unknown: int  # classes that the model has not
     unsuitable: int  # more or fewer labels than the task can learn from
     since: datetime = BEGINNING
@@ -85,7 +86,8 @@ class Labels:
 
     def counted(self, least: int, trusted: Collection[str] = ()) -> Counted:
         """What of the recent ones counts toward `least`; see `count_images`."""
-        return count_images([(its.looks, its.clients) for its in self.recent], least, trusted)
+        answered = (Answered(its.looks, its.labels, its.clients) for its in self.recent)
+        return count_images(answered, least, trusted)
 
     @property
     def since_in_words(self) -> str:
@@ -105,12 +107,21 @@ class Labels:
         return ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
 
 
+class Answered(NamedTuple):
+    """What was said of an image, and by whom; `looks` are equal for images of the same pixels."""
+
+    looks: int
+    labels: tuple[str, ...]
+    clients: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Counted:
     """How many labelled images count as enough to learn from, and which do not."""
 
     images: int
     repeats: int  # of a picture that counts
+    contradicted: int  # images of a picture of which different things are said
     most_of_one: int  # that count of what one client alone labelled
     held_back: dict[str, int]  # how many a client alone labelled, where not all of them count
 
@@ -126,6 +137,8 @@ class Counted:
         Names are what clients are called: few, short, and nothing in them that cannot be printed.
         """
         told = [f"{self.repeats} more repeat a picture"] if self.repeats else []
+        if self.contradicted:
+            told.append(f"{self.contradicted} are of a picture of which different things are said")
         if self.held_back:
             told.append(
                 f"{self.waiting} more wait for trust: of what one client alone labelled, at most"
@@ -147,27 +160,37 @@ def _shown(name: str) -> str:
 
 
 def count_images(
-    labelled: Iterable[tuple[int, frozenset[str]]], least: int, trusted: Collection[str] = ()
+    labelled: Iterable[Answered], least: int, trusted: Collection[str] = ()
 ) -> Counted:
-    """Labelled images that count toward `least`, from each one's looks and who labelled it.
+    """Labelled images that count toward `least`.
 
-    Each picture counts once, under however many ids it was sent. What one client alone labelled
-    makes up at most half of `least`, rounded up, unless the client is trusted: a flood from one
-    cannot buy a retraining, also where nobody else labels. It takes two, or one that is trusted.
+    Each picture counts once, under however many ids it was sent, and not where different things are
+    said of it. What one client alone labelled makes up at most half of `least`, rounded up, unless
+    the client is trusted: a flood from one cannot buy a retraining, also where nobody else labels.
+    It takes two that say the same or label different pictures, or one that is trusted.
 
-    >>> flood = [(picture, frozenset({"mallory"})) for picture in range(1000)]
+    >>> def said_by(client, pictures):
+    ...     return [Answered(its, ("star",), frozenset({client})) for its in pictures]
+    >>> flood = said_by("mallory", range(1000))
     >>> count_images(flood, least=300).images
     150
-    >>> count_images([*flood, (1000, frozenset({"anna"}))], least=300).images
+    >>> count_images(flood + said_by("anna", [1000]), least=300).images
     151
     >>> count_images(flood, least=300, trusted={"mallory"}).images
     1000
     """
     by_looks: dict[int, frozenset[str]] = {}
-    images = 0
-    for looks, clients in labelled:
-        by_looks[looks] = by_looks.get(looks, frozenset()) | clients
-        images += 1
+    answers: dict[int, set[tuple[str, ...]]] = {}
+    images = Counter[int]()
+    for its in labelled:
+        by_looks[its.looks] = by_looks.get(its.looks, frozenset()) | its.clients
+        answers.setdefault(its.looks, set()).add(its.labels)
+        images[its.looks] += 1
+    contradicted = 0
+    for looks, given in answers.items():
+        if len(given) > 1:
+            del by_looks[looks]
+            contradicted += images[looks]
     alone = Counter(
         client
         for clients in by_looks.values()
@@ -178,7 +201,8 @@ def count_images(
     most = (least + 1) // 2
     found = Counted(
         images=len(by_looks),
-        repeats=images - len(by_looks),
+        repeats=images.total() - contradicted - len(by_looks),
+        contradicted=contradicted,
         most_of_one=most,
         held_back={client: count for client, count in alone.items() if count > most},
     )
@@ -222,8 +246,10 @@ def labelled_images(
             )
         else:
             left_out[reason] += 1
+    agreed = _of_one_answer(found)
+    left_out["contradicted"] += len(found) - len(agreed)
     return Labels(
-        tuple(sorted(found, key=lambda its: (its.time, its.prediction_id))),
+        tuple(sorted(agreed, key=lambda its: (its.time, its.prediction_id))),
         without_record=left_out["record"],
         without_image=left_out["image"],
         contradicted=left_out["contradicted"],
@@ -232,6 +258,14 @@ def labelled_images(
         since=since,
         received_after=received_after,
     )
+
+
+def _of_one_answer(images: Sequence[LabelledImage]) -> list[LabelledImage]:
+    """Those of pictures of which nothing else is said, under whatever id they were sent."""
+    answers: dict[int, set[tuple[str, ...]]] = {}
+    for its in images:
+        answers.setdefault(its.looks, set()).add(its.labels)
+    return [its for its in images if len(answers[its.looks]) == 1]
 
 
 class LabelCounter:
@@ -268,7 +302,7 @@ class LabelCounter:
         if said:
             self._read_on()
         labelled = [
-            (looks, its.clients)
+            Answered(looks, next(iter(its.answers)), its.clients)
             for (prediction_id, its), looks in zip(
                 said.items(), self._looks_of(list(said)), strict=True
             )

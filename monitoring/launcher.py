@@ -68,9 +68,12 @@ class Launcher:
         self.waiting_for = self._obstacle(watch, watch.drift)
         if self.waiting_for is None:
             self._start(_why(watch.drift))
-        elif self.waiting_for and self.waiting_for != self._told:
+            self._told = ""
+            return
+        kind = self.waiting_for.partition(":")[0]  # what comes after it may change all the time
+        if kind and kind != self._told:
             log.info("retraining: %s", self.waiting_for)
-        self._told = self.waiting_for or ""
+        self._told = kind
 
     def _note_ended(self) -> None:
         for child in self._children:

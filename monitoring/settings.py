@@ -143,10 +143,11 @@ class MonitoringSettings(ModelSettings):
     )
 
     retrain_trusted_clients: str = Field(
-        default=THIS_MACHINE,
+        default="",
         description="Clients, separated by commas, whose labels count in full toward "
         "PLUMBLINE_RETRAIN_LEAST_LABELS; what any other labelled alone makes up at most half of "
-        "it. `this-machine` is whoever asks on the service's own machine without API keys.",
+        "it. `this-machine` is whoever asks on the service's own machine without API keys; "
+        "`plumbline up` trusts it where nothing else is said.",
     )
 
     @field_validator("monitor_on", mode="after")

@@ -20,6 +20,7 @@ from model.listening import check_address
 from model.settings import PREFIX, read_settings
 from model.store import ModelStore, Version, check_name
 from monitoring.retraining_lock import stop_here
+from monitoring.settings import THIS_MACHINE, MonitoringSettings
 from plumbline.client import Client
 from service.serving import check_keys
 from service.settings import ServiceSettings
@@ -52,7 +53,7 @@ def bring_up(data: str, name: str | None) -> int:
         store = ModelStore(settings)
         champion = _champion_or_train(store, data, wanted)
         source = store.load(champion).manifest.data.source
-        watched = {f"{PREFIX}MODEL": wanted, **_keeping_images()}
+        watched = {f"{PREFIX}MODEL": wanted, **_defaults()}
         try:
             with _running("serve", watched) as service:
                 _wait_until_ready(service, f"http://{settings.serve_on}")
@@ -81,10 +82,16 @@ def _train_champion(data: str, name: str) -> None:
         raise SettingsError("training failed, see above; nothing was registered or started")
 
 
-def _keeping_images() -> dict[str, str]:
-    """The page shows flagged images, and retraining needs labelled ones: kept unless forbidden."""
-    name = f"{PREFIX}STORE_IMAGES"
-    return {} if name in os.environ else {name: "true"}
+def _defaults() -> dict[str, str]:
+    """What holds here unless something else is said.
+
+    The page shows flagged images, and retraining needs labelled ones. Whoever started all of this
+    is trusted with labels: who asks without keys on this machine.
+    """
+    said = read_settings(ServiceSettings).model_fields_set
+    said |= read_settings(MonitoringSettings).model_fields_set
+    wanted = {"store_images": "true", "retrain_trusted_clients": THIS_MACHINE}
+    return {f"{PREFIX}{name.upper()}": its for name, its in wanted.items() if name not in said}
 
 
 @contextlib.contextmanager

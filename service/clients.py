@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 import secrets
 from contextlib import suppress
 from functools import lru_cache
@@ -20,7 +21,10 @@ from service.settings import ServiceSettings
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _SECRET_FILE = "client-hash.key"
-_OF_PROXIES = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})  # headers
+# Headers by which proxies say that they pass on what somebody else asks.
+_OF_PROXIES = re.compile(
+    rb"forwarded|x-forwarded(-.+)?|via|x-real-ip|.*-client-ip|cf-.+|x-envoy-.+|x-original-.+"
+)
 
 
 class Clients:
@@ -28,7 +32,7 @@ class Clients:
 
     The name is the key's. Without keys it is `THIS_MACHINE` for whoever asks on this machine, where
     it alone is served, and else an HMAC of the address under a secret of this installation, so that
-    records hold no addresses. The labels of `THIS_MACHINE` are trusted by default.
+    records hold no addresses. What a proxy on this machine passes on is of one client more.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
@@ -41,9 +45,7 @@ class Clients:
         """Return the client's name. Raises `RequestError` unauthorized or forbidden."""
         if self._keys is None:
             self._check_local(request)
-            if self._is_of_this_machine(request):
-                return THIS_MACHINE
-            return self._hashed_address(request)
+            return self._name_without_key(request)
         scheme, _, presented = request.headers.get("authorization", "").partition(" ")
         key = self._keys.find(presented.strip()) if scheme.lower() == "bearer" else None
         if key is None:
@@ -73,20 +75,27 @@ class Clients:
                     " names are served",
                 )
 
-    def _is_of_this_machine(self, request: Request) -> bool:
-        """Whether it is nobody else who asks, as far as can be seen.
+    def _name_without_key(self, request: Request) -> str:
+        """`THIS_MACHINE` where nobody else asks, as far as can be seen.
 
         A proxy on this machine passes everybody off as it, but for the headers that most of them
         add. Where whoever reaches the port is served, there may be one, and nobody is taken for it.
+        Where this machine alone is served, its addresses are not so many clients: it has all of
+        127.0.0.0/8.
         """
-        if self._anyone or request.client is None:
-            return False
-        is_passed_on = any(name in _OF_PROXIES for name, _ in request.headers.raw)
-        return not is_passed_on and _is_loopback_address(request.client.host)
-
-    def _hashed_address(self, request: Request) -> str:
         address = "" if request.client is None else request.client.host
-        return _keyed_hash(self._secret, address)
+        if self._anyone:
+            return _keyed_hash(self._secret, address)
+        if request.client is None or any(map(_is_of_proxies, request.headers.raw)):
+            return _keyed_hash(self._secret, "")
+        return THIS_MACHINE
+
+
+def _is_of_proxies(header: tuple[bytes, bytes]) -> bool:
+    name, value = header
+    # RFC 9110 7.6.1: what it names is taken away by the next that passes it on.
+    removed = b"forwarded" in value.lower() if name == b"connection" else False
+    return removed or _OF_PROXIES.fullmatch(name) is not None
 
 
 def _name(host: str) -> str:

@@ -136,7 +136,7 @@ def _parse(row: dict[str, Any]) -> ApiKey:
     if not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
         raise ValueError(f"the key {name!r} has no SHA-256")
     if name == THIS_MACHINE:
-        raise ValueError(f"{name!r} names whoever asks without keys, no key")
+        raise ValueError(f"{name!r} names whoever asks without keys: rename that key")
     return ApiKey(name, frozenset(scopes), digest)
 
 

@@ -36,6 +36,7 @@ def monitoring(home: Path, log: Path) -> Iterator[str]:
         "PLUMBLINE_MONITOR_ON": address,
         "PLUMBLINE_REPORT_IMAGES": "0",
         "PLUMBLINE_RETRAIN_LEAST_LABELS": str(LEAST_LABELS),
+        "PLUMBLINE_RETRAIN_TRUSTED_CLIENTS": "this-machine",  # as `plumbline up` has it
     }
     command = [sys.executable, "-m", "plumbline", "monitor"]
     with log.open("w") as output:
@@ -103,7 +104,7 @@ def test_dark_images_end_in_an_alarm_a_retraining_and_its_comparison(
         (labels,) = state.execute("select count(*) from feedback").fetchone()
         clients = state.execute("select distinct client from feedback").fetchall()
     assert labels >= LEAST_LABELS
-    assert clients == [("this-machine",)]  # trusted by default: no setting was needed
+    assert clients == [("this-machine",)]
 
 
 @pytest.mark.slow

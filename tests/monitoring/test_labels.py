@@ -14,7 +14,13 @@ import pytest
 
 from model.state import feedback, write_transaction
 from monitoring.image_store import FOLDERS
-from monitoring.labels import BEGINNING, LabelCounter, count_images, labelled_images
+from monitoring.labels import (
+    BEGINNING,
+    Answered,
+    LabelCounter,
+    count_images,
+    labelled_images,
+)
 from monitoring.records import write_records
 from monitoring.settings import THIS_MACHINE, MonitoringSettings
 
@@ -30,7 +36,7 @@ def settings(store):
 def label(store, settings):
     """`label(records, client)`: stored images, recorded, with a label each; `""` says nothing."""
 
-    def put(records, client: str = "anna", name: str = "a") -> None:
+    def put(records, client: str = "anna", name: str = "a", labels=("star",)) -> None:
         folder = store.home / "records" / f"date={records[0].time:%Y-%m-%d}"
         folder.mkdir(parents=True, exist_ok=True)
         write_records(folder / f"{name}.parquet", records)
@@ -38,22 +44,27 @@ def label(store, settings):
         images.mkdir(parents=True, exist_ok=True)
         for its in records:
             (images / f"{its.id}.png").write_bytes(its.id.encode())
-            say(store, its.id, client)
+            say(store, its.id, client, labels)
 
     return put
 
 
-def say(store, prediction_id: str, client: str) -> None:
+def say(store, prediction_id: str, client: str, labels=("star",)) -> None:
     with write_transaction(store.state) as connection:
         connection.execute(
             feedback.insert().values(
                 prediction_id=prediction_id,
                 client=client,
-                labels=json.dumps(["star"]),
+                labels=json.dumps(labels),
                 model="m",
                 received_at=datetime.now(UTC),
             )
         )
+
+
+def said_by(clients: str, pictures, label: str = "star") -> list[Answered]:
+    """The same of all pictures."""
+    return [Answered(its, (label,), frozenset(clients.split())) for its in pictures]
 
 
 @pytest.fixture
@@ -77,13 +88,11 @@ def test_one_client_alone_is_half_of_enough_at_most_unless_it_is_trusted(counted
     assert count(retrain_trusted_clients="qa, mallory") == (200, 200)
 
 
-def test_who_asks_on_the_machine_of_the_service_is_trusted_unless_others_are_named(
-    counted, label, draw
-):
+def test_nobody_is_trusted_who_is_not_named(counted, label, draw):
     count, tag = counted
     label(draw(tag, 30, 1), THIS_MACHINE)
-    assert count() == (30, 30)
-    assert count(retrain_trusted_clients="qa") == (10, 10)
+    assert count() == (10, 10)
+    assert count(retrain_trusted_clients=THIS_MACHINE) == (30, 30)
 
 
 def test_two_clients_make_up_what_one_cannot(counted, label, draw):
@@ -95,8 +104,8 @@ def test_two_clients_make_up_what_one_cannot(counted, label, draw):
 
 @pytest.mark.parametrize("least", [2, 3, 300, 301])
 def test_so_it_is_however_many_are_wanted(least):
-    flood = [(picture, frozenset({"mallory"})) for picture in range(1_000)]
-    others = [(picture, frozenset({"anna"})) for picture in range(1_000, 2_000)]
+    flood = said_by("mallory", range(1_000))
+    others = said_by("anna", range(1_000, 2_000))
     assert count_images(flood, least).images < least
     assert count_images([*flood, *others], least).images >= least
 
@@ -108,7 +117,7 @@ def test_a_picture_sent_a_hundred_times_counts_once_in_whatever_file(counted, la
         replace(picture, id=str(uuid.UUID(int=place)), image_sha256=f"{place:064x}")
         for place in range(100)
     ]
-    label(again, THIS_MACHINE)
+    label(again, "anna")
     assert count() == (1, 1)
 
 
@@ -131,13 +140,38 @@ def test_a_flood_from_one_of_several_clients_is_half_of_enough_at_most(counted, 
 
 
 def test_what_two_clients_agree_on_is_nobodys_flood():
-    agreed = [(picture, frozenset({"anna", "ben"})) for picture in range(50)]
-    assert count_images(agreed, 20).images == 50
+    assert count_images(said_by("anna ben", range(50)), 20).images == 50
+    each = [*said_by("anna", range(50)), *said_by("ben", range(50))]
+    assert count_images(each, 20).images == 50
+
+
+def test_a_picture_of_which_different_things_are_said_does_not_count_under_whatever_ids(
+    counted, label, draw, store, settings
+):
+    count, tag = counted
+    pictures = draw(tag, 10, 1)
+    label(pictures, "anna")
+    again = [
+        replace(its, id=str(uuid.UUID(int=place)), image_sha256=f"{place:064x}")
+        for place, its in enumerate(pictures[:4])
+    ]
+    label(again, "mallory", "again", labels=["circle"])
+    assert count() == (6, 6)
+    labels = labelled_images(settings, store.state, store.load(store.find(tag)).manifest)
+    assert labels.contradicted == 8
+    assert {its.prediction_id for its in labels.images} == {its.id for its in pictures[4:]}
+
+
+def test_different_things_of_one_picture_are_nobodys_agreement():
+    said = [*said_by("anna", range(8)), *said_by("mallory", range(5), "circle")]
+    found = count_images(said, 20)
+    assert (found.images, found.contradicted) == (3, 10)
+    assert found.left_out == "10 are of a picture of which different things are said"
 
 
 def test_what_is_left_out_is_told_with_whose_it_is_and_what_to_do():
-    flood = [(picture, frozenset({"mallory"})) for picture in range(200)]
-    few = [(picture, frozenset({"anna"})) for picture in (200, 201, 202, 202)]
+    flood = said_by("mallory", range(200))
+    few = said_by("anna", (200, 201, 202, 202))
     found = count_images([*flood, *few], 20)
     assert (found.images, found.waiting) == (13, 190)
     assert found.left_out == (
@@ -151,7 +185,7 @@ def test_what_is_left_out_is_told_with_whose_it_is_and_what_to_do():
 def test_what_is_told_has_few_names_and_short_ones_however_they_are_chosen():
     names = ["\x1b[2J\n\u202e" + "x" * 120, *(f"client {number}" for number in range(1_000))]
     labelled = [
-        (hash((name, picture)), frozenset({name}))
+        Answered(hash((name, picture)), ("star",), frozenset({name}))
         for place, name in enumerate(names)
         for picture in range(9 if place == 0 else 5)
     ]

@@ -54,6 +54,7 @@ def settings(tmp_path, postgresql):
         home=tmp_path / "home",
         state_url=postgresql.new_database(timezone="Asia/Kolkata"),
         retrain_least_labels=of_retraining.LEAST,
+        retrain_trusted_clients=of_retraining.TRUSTED,
         record_merge_seconds=0.0,
     )
 

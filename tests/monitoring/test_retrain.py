@@ -45,18 +45,20 @@ from monitoring.retrain import (
 )
 from monitoring.retraining_images import remove_unneeded
 from monitoring.retraining_lock import close_dead, last_retraining, stop_here
-from monitoring.settings import THIS_MACHINE, MonitoringSettings
+from monitoring.settings import MonitoringSettings
 from monitoring.watch import Watch
 from training.cost_matrix import read_cost_matrix
 
 LEAST = 10
-TRUSTED = THIS_MACHINE  # by default
+TRUSTED = "anna"
 BEGINNING_OF_TESTS = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
 def settings(store):
-    return MonitoringSettings(home=store.home, retrain_least_labels=LEAST)
+    return MonitoringSettings(
+        home=store.home, retrain_least_labels=LEAST, retrain_trusted_clients=TRUSTED
+    )
 
 
 @pytest.fixture
@@ -281,6 +283,7 @@ def test_a_killed_retraining_is_noticed_and_does_not_bar_the_next(
         **os.environ,
         "PLUMBLINE_HOME": str(store.home),
         "PLUMBLINE_RETRAIN_LEAST_LABELS": str(LEAST),
+        "PLUMBLINE_RETRAIN_TRUSTED_CLIENTS": TRUSTED,
     }
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert done.returncode == -9

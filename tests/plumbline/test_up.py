@@ -214,6 +214,22 @@ def test_images_are_kept_unless_that_is_forbidden(store, register, started, monk
     assert [its["PLUMBLINE_STORE_IMAGES"] for its in started] == ["true"] * 2 + ["false"] * 2
 
 
+def test_what_the_settings_file_says_is_not_overruled(
+    store, register, started, monkeypatch, tmp_path
+):
+    store.promote(register("photographs"))
+    name = "PLUMBLINE_RETRAIN_TRUSTED_CLIENTS"
+    up.bring_up("crops", "photographs")
+    assert [its[name] for its in started] == ["this-machine"] * 2
+    started.clear()
+    file = tmp_path / "plumbline.toml"
+    file.write_text('store_images = false\nretrain_trusted_clients = "shop"\n')
+    monkeypatch.setenv("PLUMBLINE_CONFIG_FILE", str(file))
+    up.bring_up("crops", "photographs")
+    assert len(started) == 2
+    assert not any(name in its or "PLUMBLINE_STORE_IMAGES" in its for its in started)
+
+
 def play_monitors(monkeypatch, *commands):
     """Each start of a monitor runs the next of these, then sleeps; gives what was started."""
     begun, left = [], list(commands)

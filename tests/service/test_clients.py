@@ -106,10 +106,31 @@ def test_whoever_asks_where_this_machine_alone_is_served_is_one_client(address, 
     assert by_name.admit(asking(address, host="localhost"), "predict") == THIS_MACHINE
 
 
-@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"])
+PROXIES = [
+    *("Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Real-IP", "Via"),
+    *("X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "X-Envoy-External-Address"),
+]
+
+
+@pytest.mark.parametrize("header", PROXIES)
 def test_what_a_proxy_passed_on_is_not_taken_for_this_machine(header, by_name):
     request = asking(host="localhost", **{header.lower(): "127.0.0.1"})
     assert by_name.admit(request, "predict") not in (THIS_MACHINE, "")
+
+
+def test_nor_is_it_where_its_header_was_told_to_go(by_name):
+    request = asking(host="localhost", connection="keep-alive, X-Forwarded-For")
+    assert by_name.admit(request, "predict") != THIS_MACHINE
+    request = asking(host="localhost", connection="keep-alive", accept="*/*", te="trailers")
+    assert by_name.admit(request, "predict") == THIS_MACHINE
+
+
+def test_what_is_passed_on_is_of_one_client_whatever_it_says(by_name):
+    names = {
+        by_name.admit(asking(f"127.0.0.{its}", host="localhost", via=f"{its}"), "predict")
+        for its in range(1, 6)
+    }
+    assert len(names) == 1
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.0.0.9", None])
