@@ -25,6 +25,9 @@ access = logging.getLogger("plumbline.access")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
+# In the scope of a request: its id, and the status that was sent where nobody waits for its answer.
+ITS_ID, STATUS = "plumbline.request_id", "plumbline.status"
+
 
 def json_response(
     content: Any, status: int = 200, headers: dict[str, str] | None = None
@@ -56,7 +59,7 @@ class Answers:
 
         async def answer(request: Request) -> Response:
             started = time.perf_counter()
-            its_id = request_id(request.scope["headers"])
+            its_id = request.scope.setdefault(ITS_ID, request_id(request.scope["headers"]))
             REQUEST_ID.set(its_id)
             response = await self._answer(route, handler, request)
             response.raw_headers.append((RESPONSE_HEADER, its_id.encode()))
@@ -64,10 +67,10 @@ class Answers:
                 # The next one goes elsewhere. Not where the body may be unread: its rest would
                 # meet a closed connection, and the answer be lost.
                 response.headers["Connection"] = "close"
-            metrics.REQUEST[route, response.status_code].inc()
+            status = request.scope.get(STATUS, response.status_code)
+            metrics.REQUEST[route, status].inc()
             if self._access_log:
-                seconds = time.perf_counter() - started
-                log_access(request.method, route, response.status_code, seconds)
+                log_access(request.method, route, status, time.perf_counter() - started)
             return response
 
         return answer

@@ -23,9 +23,9 @@ _WITH_IMAGES = {route.encode(): route for route in ("/v1/predict", CLASSIFY_ROUT
 
 
 class EarlyRefusal:
-    """Tells of a head why its request is refused: as the usual way would, which does all the rest.
+    """Tells of a head why its request is refused, as the usual way would.
 
-    That is whatever else may be wrong with a request, and whatever is not settled by its head.
+    What comes before that, such as a key that is none, is left to the usual way.
     """
 
     def __init__(

@@ -169,11 +169,11 @@ class Door:
         arrived = loop.time()
         client = self._clients.admit(request, "predict")
         predictor = self._predictor()
-        least_probability = _least_probability(request, predictor)
-        seconds = _asked_seconds(request, self._settings.longest_deadline_seconds)
-        deadline = None if seconds is None else arrived + seconds
         with self._occupancy.visit(client) as visit:
-            visit.take_images(1)
+            visit.take_images(1)  # before what else may be wrong, as `EarlyRefusal`
+            least_probability = _least_probability(request, predictor)
+            seconds = _asked_seconds(request, self._settings.longest_deadline_seconds)
+            deadline = None if seconds is None else arrived + seconds
             asked = _Asked(request, client, predictor, least_probability, deadline, visit)
             response = await handle(asked)
         metrics.REQUEST_SECONDS.observe(time.perf_counter() - started)

@@ -6,13 +6,13 @@ uvicorn has none: it keeps the headers of whoever connects, before any key is ch
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from asyncio.events import TimerHandle
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import httptools
 from typing_extensions import override
 from uvicorn.config import HTTP_PROTOCOLS, Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 
 from model.logs import REQUEST_ID
 from service import metrics
-from service.answers import error_response, log_access
+from service.answers import ITS_ID, STATUS, error_response, log_access
 from service.errors import Code, RequestError
 from service.request_ids import RESPONSE_HEADER, request_id
 
@@ -41,7 +41,8 @@ class BoundedProtocol(HttpToolsProtocol):
     may come in as late as that. What is no HTTP is 400. All of these close the connection, and what
     they answer has an error object, an id and a count as every other answer has.
 
-    What `refusal` tells of a head is answered there and then, and its body goes unread.
+    What `refusal` tells of a head is answered there and then, and its body goes unread. A wish to
+    go on in another protocol is not heard.
     """
 
     timeout_seconds = 10.0
@@ -81,9 +82,44 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._begun is None:
             self._begun = self.loop.time()
         self._raw_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(memoryview(data))
+        except httptools.HttpParserError:
+            self._refuse(_too_large() if self._raw_bytes > LIMIT_HEAD_BYTES else _no_http())
+            return
         if self._raw_bytes > LIMIT_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(_too_large())
+
+    def _feed(self, data: memoryview) -> None:
+        """To the parser, which stops at a head that asks for another protocol.
+
+        Then it takes whatever follows for that, the body of this request too. RFC 9110 7.8 lets a
+        server ignore such a wish: a new parser reads the head again without it, and goes on.
+        """
+        while len(data):
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as stopped:
+                data = data[stopped.args[0] :]
+                method = self.parser.get_method()
+                if method == b"CONNECT":
+                    self._refuse(_no_tunnel())
+                    return
+                first = b" ".join((method, self.url, b"HTTP/1.1\r\n"))
+                others = [its for its in self.headers if its[0] != b"upgrade"]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as before
+                self.parser.feed_data(first + _lines(others) + b"\r\n")
+
+    @override
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._begun is None:  # behind another, in what came in with its end
+            self._begun = self.loop.time()
+            self._raw_bytes = 1
+            self._unset_keepalive_if_required()
 
     @override
     def on_headers_complete(self) -> None:
@@ -91,6 +127,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._raw_bytes > LIMIT_HEAD_BYTES and self._head_bytes() > LIMIT_HEAD_BYTES:
             raise _HeadTooLargeError  # the parser stops, and a refusal is sent below
         self._raw_bytes = 0
+        if self.parser.should_upgrade():
+            return
         self._is_refused = self._refuse_by_head()
         if not self._is_refused:
             super().on_headers_complete()  # raises for a URL that is none: the head is not over
@@ -104,28 +142,29 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @override
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._raw_bytes = 0
         self._in_head = True
         self._former_headers = self.headers
         self._begun = None
         if not self._is_refused:
             super().on_message_complete()
-            return
         self._is_refused = False
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
-
-    @override
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(_too_large() if self._raw_bytes > LIMIT_HEAD_BYTES else _no_http())
+        if not self._is_answering:  # its answer went before its end
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _refuse_by_head(self) -> bool:
         """Whether it was: only where the connection can go on after a plain answer."""
         refusal, parser = type(self).refusal, self.parser
         if refusal is None or self._is_answering or self.flow.write_paused:
             return False
-        if self.expect_100_continue or parser.should_upgrade() or not parser.should_keep_alive():
+        if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
+            return False
+        if self.expect_100_continue:
             return False
         error = refusal(parser.get_method(), self.url, self.headers, self.client)
         if error is None:
@@ -180,6 +219,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _tell(self, error: RequestError) -> None:
         """Answer, count, and log where answers are."""
+        if self._is_answering:  # it counts and logs this, in the place of what it would have said
+            scope = cast(dict[str, Any], self.cycle.scope)
+            scope[STATUS] = error.status
+            self._write(error, scope.setdefault(ITS_ID, request_id(self.headers)))
+            return
         of_former = self.headers is self._former_headers
         its_id = request_id([] if of_former else self.headers)
         metrics.REQUEST["other", error.status].inc()
@@ -200,18 +244,12 @@ def put_in_force(
     """
     BoundedProtocol.timeout_seconds = timeout_seconds
     BoundedProtocol.logs_answers = access_log
-    logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedProtocol.__name__}"
     # By default it believes X-Forwarded-For of whoever asks from this machine, and a client would
     # have as many names as it likes. Who has set it knows a proxy to trust.
     trusted = os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     # Whose request a proxy passes on is found out behind the protocol.
     BoundedProtocol.refusal = None if trusted else refusal
-
-
-def _is_no_refusal(record: logging.LogRecord) -> bool:
-    """uvicorn warns of each, without an id."""
-    return record.msg != "Invalid HTTP request received."
 
 
 class _HeadTooLargeError(Exception):
@@ -224,6 +262,11 @@ def _no_http() -> RequestError:
         "this is no HTTP version 1: its first line, a header or the framing of its body is broken",
         {"Connection": "close"},
     )
+
+
+def _no_tunnel() -> RequestError:
+    headers = {"Allow": "GET, POST", "Connection": "close"}
+    return RequestError("method_not_allowed", "CONNECT is not for this service", headers)
 
 
 def _too_large() -> RequestError:

@@ -56,9 +56,10 @@ class ServiceSettings(MonitoringSettings):
     batch_images: int | None = Field(
         default=None,
         ge=1,
-        description="Most images in one batch. Default: measured when a model is loaded, the "
-        "most that come within 3 % of the best pace and take at most a tenth of a second. On a GPU "
-        "its memory has to hold the batch.",
+        description="Most images in one batch. Default: measured when the first model of its kind "
+        "is loaded (architecture, input, embedding, engine, precision), the most that come within "
+        "3 % of the best pace and take at most a tenth of a second. On a GPU its memory has to "
+        "hold the batch.",
     )
     queue_images: int = Field(
         default=256,

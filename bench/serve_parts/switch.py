@@ -1,12 +1,14 @@
 """A promotion under full load: how soon all workers answer by the new version, and at what cost.
 
-    .venv/bin/python bench/serve.py switch [--payload 256] [--rounds N]
+    .venv/bin/python bench/serve.py switch [--payload 256] [--rounds N] [--another-kind]
 
 Two workers on both cores and the load generator beside them, in a closed loop of full load with one
 image a request. In each round the other of two versions of one model is promoted, so that they go
 back and forth, in a copy of the home folder. Asked for: the last answer of the version before, of
 whichever worker, at most 5 seconds after the promotion began; and no request that fails. Beside it
-stand p99 and pace, from the promotion to that answer, and before it.
+stand p99 and pace, from the promotion to that answer, and before it. The two versions have the same
+network, so the second takes over the batch size of the first; with `--another-kind` every promoted
+version is timed anew, as one of another architecture is.
 """
 
 from __future__ import annotations
@@ -37,12 +39,21 @@ LEAST_SHARE = 0.25  # of a worker in the work of both; else it was not asked
 
 def main() -> None:
     """Measure and print."""
-    figures, options = begin("switch", parser_of(__doc__))
+    parser = parser_of(__doc__)
+    parser.add_argument("--another-kind", action="store_true")
+    figures, options = begin("switch", parser)
     name, found = model_of(options.payload), Found()
     with copy_of(options.home) as home:
         store = ModelStore(ModelSettings(home=home))
         turns = [store.champion(name).tag, register_twin(store, name)]
-        with plumbline(home, name, cores=(SERVER_CORE, LOAD_CORE), workers="2") as server:
+        with plumbline(
+            home,
+            name,
+            cores=(SERVER_CORE, LOAD_CORE),
+            look_inside=options.another_kind,
+            environment={"BENCH_TIMED_ANEW": "yes"} if options.another_kind else None,
+            workers="2",
+        ) as server:
             play(server, options.payload, options.seconds)  # whatever runs first is not counted
             for number in range(options.rounds):
                 tag = turns[(number + 1) % 2]

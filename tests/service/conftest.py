@@ -79,6 +79,8 @@ class Machine:
 class OpenDoor:
     """A door that listens, with its parts; `url` is where."""
 
+    keep_alive_seconds = 5.0
+
     def __init__(self, settings: ServiceSettings, machine: Machine) -> None:
         self.machine = machine
         self.rollout = SimpleNamespace(champion=machine, classes=frozenset(machine.classes))
@@ -107,7 +109,12 @@ class OpenDoor:
             self.door.early_refusal,
             access_log=settings.access_log,
         )
-        config = uvicorn.Config(self.app, log_config=None, server_header=False)
+        config = uvicorn.Config(
+            self.app,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=OpenDoor.keep_alive_seconds,  # type: ignore[arg-type] # part of one
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
 

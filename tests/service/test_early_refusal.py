@@ -11,6 +11,7 @@ import pytest
 
 from service.keys import add_key
 from service.protocol import BoundedProtocol, put_in_force
+from tests.service.conftest import OpenDoor
 from tests.service.test_protocol import POST, answer_of, connect, flood, rest_of
 from tests.service.waiting import until
 
@@ -57,7 +58,15 @@ def test_a_request_is_refused_before_its_body_and_without_a_task(
     assert counts("plumbline_requests_total", route="/v1/predict", status="429") == 1
 
 
-def test_the_answer_is_that_of_the_usual_way(open_door, red, usual_tasks):
+@pytest.mark.parametrize(
+    ("url", "header"),
+    [
+        (b"/v1/predict", b""),
+        (b"/v1/predict?coverage=7", b""),
+        (b"/v1/predict", b"X-Request-Deadline-Ms: soon\r\n"),
+    ],
+)
+def test_the_answer_is_that_of_the_usual_way(url, header, open_door, red, usual_tasks):
     def told(answer: bytes) -> bytes:
         answer = re.sub(rb"(?i)(x-request-id): [0-9a-f]{32}", rb"\1: ID", answer)
         answer = re.sub(rb"(?i)(date): [^\r]+", rb"\1: DATE", answer)
@@ -66,11 +75,12 @@ def test_the_answer_is_that_of_the_usual_way(open_door, red, usual_tasks):
         return b"\n".join([first, *sorted(headers), body])
 
     answers = []
+    post = POST.replace(b"/v1/predict", url)
     with full_door(open_door, red) as door:
         for more in (b"", b"Expect: 100-continue\r\n"):
             with connect(door) as connection:
                 usual_tasks.clear()
-                connection.sendall(POST + SIZE + more + b"\r\n")
+                connection.sendall(post + SIZE + header + more + b"\r\n")
                 answers.append(told(answer_of(connection)))
                 assert bool(usual_tasks) is bool(more)
     assert answers[0] == answers[1]
@@ -126,6 +136,47 @@ def test_requests_that_are_sent_at_once_are_answered_in_their_order(open_door, r
         while received.count(b"HTTP/1.1 ") < 4 and time.monotonic() < until_all:
             received += connection.recv(65_536)
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"429", b"200", b"429", b"200"]
+
+
+def test_refusals_at_once_do_not_cut_off_what_comes_after_them(open_door, red, monkeypatch):
+    """Each has a time until which the connection is kept; the next request ends it."""
+    monkeypatch.setattr(OpenDoor, "keep_alive_seconds", 0.5)
+    refused = POST + b"Content-Length: 1\r\n\r\nx"
+    with open_door(queue_images=1, limit_parts=1) as door, connect(door) as connection:
+        waiting = door.hold_up(red(1))
+        connection.sendall(refused * 3)
+        received = b""
+        while received.count(b"HTTP/1.1 429 ") < 3:
+            received += connection.recv(65_536)
+        door.machine.open.set()
+        assert answer_of(waiting).startswith(b"HTTP/1.1 200 ")
+        waiting.close()
+        until(lambda: door.door.images_inside == 0)
+        door.machine.open.clear()
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(red(2)) + red(2))
+        time.sleep(1.5)
+        door.machine.open.set()
+        assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_on_which_all_was_refused_is_closed_when_nothing_comes(
+    open_door, red, monkeypatch
+):
+    monkeypatch.setattr(OpenDoor, "keep_alive_seconds", 0.5)
+    with full_door(open_door, red) as door, connect(door) as connection:
+        connection.sendall(POST + b"Content-Length: 1\r\n\r\nx")
+        began = time.monotonic()
+        assert rest_of(connection).startswith(b"HTTP/1.1 429 ")
+        assert 0.3 < time.monotonic() - began < 3
+
+
+def test_an_older_client_goes_the_usual_way(open_door, red, usual_tasks):
+    head = b"POST /v1/predict HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n"
+    with full_door(open_door, red) as door, connect(door) as connection:
+        usual_tasks.clear()
+        connection.sendall(head + b"Content-Length: 1\r\n\r\nx")
+        assert rest_of(connection).startswith(b"HTTP/1.1 429 ")
+        assert usual_tasks == ["/v1/predict"]
 
 
 def test_a_connection_that_is_to_end_ends_after_the_refusal(open_door, red):

@@ -13,6 +13,7 @@ import pytest
 
 from service.keys import add_key
 from service.protocol import LIMIT_HEAD_BYTES
+from tests.service.conftest import OpenDoor
 from tests.service.waiting import until
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
@@ -127,7 +128,21 @@ def test_what_is_no_http_gets_an_error_object_and_is_counted(broken, open_door, 
     assert header_of(answer, b"content-type") == "application/json"
     assert header_of(answer, b"connection") == "close"
     assert json.loads(body)["error"]["code"] == "malformed"
-    assert counts("plumbline_requests_total", route="other", status="400") == 1
+    route = "/v1/predict" if broken is BROKEN["chunk"] else "other"  # it is under way
+    assert counts("plumbline_requests_total", route=route, status="400") == 1
+    assert counts("plumbline_requests_total", route=route, status="499") == 0
+
+
+def test_a_body_that_breaks_off_is_counted_once_and_has_one_id(open_door, counts, lines):
+    with open_door(access_log=True) as door, connect(door) as connection:
+        connection.sendall(BROKEN["chunk"])
+        answer = rest_of(connection)
+        until(lambda: counts("plumbline_requests_total", route="/v1/predict", status="400"))
+    assert counts("plumbline_requests_total", route="/v1/predict", status="499") == 0
+    assert counts("plumbline_requests_total", route="other", status="400") == 0
+    (line,) = [its for its in lines() if its["logger"] == "plumbline.access"]
+    assert line["status"] == 400
+    assert line["request_id"] == header_of(answer, b"x-request-id")
 
 
 def test_a_body_that_breaks_off_after_its_answer_gets_no_second_one(open_door, tmp_path):
@@ -339,3 +354,111 @@ def test_with_many_addresses_in_its_headers_a_client_is_still_one(open_door, red
             assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
             connection.close()
     assert counts("plumbline_shed_requests_total", reason="share_full") == 1
+
+
+# Other protocols
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
+WEBSOCKET = (
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 10_000])
+def test_a_wish_for_another_protocol_is_not_heard_and_the_body_is_the_body(
+    pieces, open_door, red, counts
+):
+    """As clients of HTTP/2 send it where they do not know the server."""
+    request = POST + H2C + b"Content-Length: %d\r\n\r\n" % len(red(1)) + red(1)
+    size = -(-len(request) // pieces)
+    with open_door() as door, connect(door) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(request), size):
+            connection.sendall(request[start : start + size])
+        assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(red(2)) + red(2))
+        assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
+    assert door.machine.seen == [1, 2]
+    assert counts("plumbline_requests_total", route="/v1/predict", status="200") == 2
+
+
+def test_a_body_is_no_second_request(open_door):
+    body = b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with open_door() as door, connect(door) as connection:
+        connection.sendall(POST + H2C + b"Content-Length: %d\r\n\r\n" % len(body))
+        time.sleep(0.05)
+        connection.sendall(body)
+        assert answer_of(connection).startswith(b"HTTP/1.1 415 ")
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(65_536)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /v1/predict HTTP/1.1\r\nHost: localhost\r\n", b"405"),
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\n", b"200"),
+        (b"GET /v1/model HTTP/1.1\r\nHost: evil.example\r\n", b"403"),
+    ],
+)
+def test_a_web_socket_is_a_request_as_every_other(head, status, open_door):
+    with open_door() as door, connect(door) as connection:
+        connection.sendall(head + WEBSOCKET + b"\r\n")
+        answer = answer_of(connection)
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert header_of(answer, b"content-type") == "application/json"
+    assert len(header_of(answer, b"x-request-id")) == 32
+
+
+def test_a_tunnel_is_refused(open_door, counts):
+    with open_door() as door, connect(door) as connection:
+        connection.sendall(b"CONNECT example.org:80 HTTP/1.1\r\nHost: example.org\r\n\r\n" + GET)
+        answer = rest_of(connection)
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert counts("plumbline_requests_total", route="other", status="405") == 1
+
+
+def test_of_many_wishes_at_once_each_request_is_answered(open_door):
+    with open_door() as door, connect(door) as connection:
+        connection.sendall((GET + H2C + b"\r\n") * 50)
+        received = b""
+        deadline = time.monotonic() + 10
+        while received.count(b"HTTP/1.1 200 ") < 50 and time.monotonic() < deadline:
+            received += connection.recv(65_536)
+    assert received.count(b"HTTP/1.1 200 ") == 50
+
+
+# Connections that are kept
+
+
+@pytest.fixture
+def soon(monkeypatch) -> float:
+    """How long an idle connection is kept."""
+    monkeypatch.setattr(OpenDoor, "keep_alive_seconds", 0.5)
+    return 0.5
+
+
+def test_half_a_head_behind_a_whole_request_has_its_own_time(open_door):
+    with open_door(body_timeout_seconds=TIMEOUT) as door, connect(door) as connection:
+        began = time.monotonic()
+        connection.sendall(GET + b"\r\n" + GET)
+        assert answer_of(connection).startswith(b"HTTP/1.1 200 ")
+        assert rest_of(connection).startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - began < TIMEOUT + 2
+
+
+@pytest.mark.parametrize("half", [b"", b"POST /v1"], ids=["idle", "half a head"])
+def test_a_connection_whose_body_came_late_is_closed_as_others_are(half, soon, open_door, tmp_path):
+    keys = tmp_path / "keys.json"
+    add_key(keys, "somebody", ["predict"])
+    with open_door(api_keys_file=keys, body_timeout_seconds=TIMEOUT) as door:
+        connection, answer = refused_with(door, key=None)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        began = time.monotonic()
+        connection.sendall(b"x" * 999 + half)
+        assert rest_of(connection).startswith(b"HTTP/1.1 408 " if half else b"")
+        assert time.monotonic() - began < max(soon, TIMEOUT) + 2
+        connection.close()

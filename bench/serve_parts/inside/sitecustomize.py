@@ -4,7 +4,8 @@ On the path of a server's processes (`servers.plumbline(..., look_inside=True)`)
 the names of Python's threads, so that their CPU time can be told apart. With BENCH_WITHOUT_FREEZE
 set the collector looks at everything that lives, as it would without `gc.freeze`. With
 BENCH_SERIALISED set predictions are no ready answers: BentoML makes them of the return value of its
-API method, as it does in its own application, and a header says so.
+API method, as it does in its own application, and a header says so. With BENCH_TIMED_ANEW set no
+model takes the batch size over from the one before it.
 """
 
 import ctypes
@@ -51,5 +52,13 @@ def _serialise() -> None:
     answers.json_response = through_bentoml  # before others import it from there
 
 
+def _time_anew() -> None:
+    from service import rollout
+
+    rollout._kind_of = lambda predictor: object()  # like no other
+
+
 if os.environ.get("BENCH_SERIALISED"):
     _serialise()
+if os.environ.get("BENCH_TIMED_ANEW"):
+    _time_anew()
