@@ -3,8 +3,9 @@
     .venv/bin/python bench/serve.py latency [--payload 256] [--rounds N]
 
 Beside the time that decoding and the network take for one image alone, in a process of their own on
-the same core. Asked for: p50 at one client within 2 ms of it, also right after a burst; p99 at half
-of full load, an open loop, at most 3 times it.
+the same core. The one client is a bare socket, since a client's own work is not the server's; beside
+it the same with aiohttp as the client. Asked for: p50 at one client within 2 ms of it, also right
+after a burst; p99 at half of full load, an open loop, at most 3 times it.
 
 Half load comes evenly spaced, and at random times as from independent clients (Poisson). Then
 requests queue whatever serves them, so that an ideal server stands beside it: one that takes each
@@ -13,11 +14,13 @@ image in just that time, one after the other, asked at the same moments.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from serve_parts import load, raw
 from serve_parts.figures import begin, parser_of
-from serve_parts.pace import CLIENTS, full_load
+from serve_parts.pace import CLIENTS, full_load, plan_of_full_load
 from serve_parts.payloads import images, model_of
 from serve_parts.servers import Server, plumbline
 
@@ -28,13 +31,14 @@ def main() -> None:
     """Measure and print."""
     figures, options = begin("latency", parser_of(__doc__))
     home, payload, seconds = options.home, options.payload, options.seconds
-    alone, one_client, after, ideal, as_ours = [], [], [], [], []
+    alone, one_client, by_aiohttp, after, ideal, as_ours = [], [], [], [], [], []
     half: dict[str, list[load.Seen]] = {"evenly": [], "at random": []}
     with plumbline(home, model_of(payload)) as server:
         for _ in range(options.rounds):
             server.suspend()
             alone.append(1e3 / raw.images_per_second(home, payload, seconds=seconds, batch=1))
             one_client.append(ask_alone(server, payload, seconds).milliseconds(0.5))
+            by_aiohttp.append(full_load(server, payload, 1, seconds, clients=1).milliseconds(0.5))
             full = full_load(server, payload, 1, seconds, clients=4 * CLIENTS[1])
             after.append(ask_alone(server, payload, 3.0).milliseconds(0.5))
             server.resume()
@@ -54,6 +58,8 @@ def main() -> None:
     figures.add("one client, p50, ms", one_client)
     more = [one - two for one, two in zip(one_client, alone, strict=True)]
     figures.add("one client, p50 over that, ms", more, most=MOST_MORE_MILLISECONDS)
+    more = [one - two for one, two in zip(by_aiohttp, alone, strict=True)]
+    figures.add("the same with aiohttp as the client, ms", more)
     more = [one - two for one, two in zip(after, alone, strict=True)]
     figures.add("right after a burst, p50 over that, ms", more, most=MOST_MORE_MILLISECONDS)
     for spacing, found in half.items():
@@ -79,4 +85,10 @@ def ideal_quantile(rate: float, seconds: float, share: float) -> float:
 
 def ask_alone(server: Server, payload: str, seconds: float) -> load.Seen:
     """One client, one image after the other."""
-    return full_load(server, payload, 1, seconds, clients=1)
+    server.resume()
+    plan = plan_of_full_load(server, payload, 1, seconds, clients=1)
+    seen = load.run(replace(plan, bare=True))
+    server.suspend()
+    if set(seen.statuses) != {200}:
+        raise SystemExit(f"statuses of one client: {seen.statuses}")
+    return seen

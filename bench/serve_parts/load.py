@@ -13,8 +13,11 @@ import asyncio
 import base64
 import itertools
 import json
+import re
+import socket
 import sys
 import time
+import urllib.parse
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,7 +32,9 @@ class Plan:
 
     `sends` is how an image goes: `body`, `form`, or for peers `json` ({"image": base64}),
     `file` (a form field `images`). Answers to the requests of `apart`, by their places, are not
-    counted. `keep_answers` keeps each answer with its time and the version that gave it.
+    counted. `keep_answers` keeps each answer with its time and the version that gave it. `bare` is
+    for one client of a closed loop that sends bodies: over a socket, without aiohttp, whose own
+    work would be counted as the server's.
     """
 
     url: str
@@ -45,6 +50,7 @@ class Plan:
     apart: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     keep_answers: bool = False
+    bare: bool = False
 
 
 class Answer(NamedTuple):
@@ -145,6 +151,43 @@ async def ask_for(plan: Plan, requests: list[dict[str, Any]]) -> Seen:
         return Seen(time.perf_counter() - start, plan.images_per_request, latencies, answers)
 
 
+def ask_bare(plan: Plan, bodies: list[bytes]) -> Seen:
+    """Play the plan of one client; requests are put together before they are timed."""
+    address = urllib.parse.urlsplit(plan.url)
+    head = (
+        f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: image/jpeg\r\n"
+        "Content-Length: {}\r\n\r\n"
+    )
+    supply = itertools.cycle([head.format(len(body)).encode() + body for body in bodies])
+    latencies: dict[int, list[float]] = {}
+    place = (address.hostname or "", address.port or 80)
+    with socket.create_connection(place, plan.deadline_seconds) as connection:
+        for _ in range(plan.warm_up_requests):
+            ask_once(connection, next(supply))
+        start = time.perf_counter()
+        until = start + plan.seconds
+        while (since := time.perf_counter()) < until:
+            status = ask_once(connection, next(supply))
+            latencies.setdefault(status, []).append(time.perf_counter() - since)
+        return Seen(time.perf_counter() - start, 1, latencies)
+
+
+def ask_once(connection: socket.socket, request: bytes) -> int:
+    """Send a request and read the whole answer; gives its status."""
+    connection.sendall(request)
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(65_536)
+    head, _, body = received.partition(b"\r\n\r\n")
+    found = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+    if found is None:
+        raise SystemExit(f"an answer without a length: {head!r}")
+    left = int(found[1]) - len(body)
+    while left > 0:
+        left -= len(connection.recv(65_536))
+    return int(head.split(b" ", 2)[1])
+
+
 def run(plan: Plan, core: int | None = None) -> Seen:
     """In a process of its own, on its own core: LOAD_CORE where none is named."""
     import subprocess
@@ -174,6 +217,9 @@ def main() -> None:
     """Play the plan on standard input."""
     plan = Plan(**json.load(sys.stdin))
     images = [base64.b64decode(image) for image in plan.images]
+    if plan.bare:
+        print(json.dumps(asdict(ask_bare(plan, images))))
+        return
     several = plan.images_per_request
     groups = [
         [images[(start + place) % len(images)] for place in range(several)]
