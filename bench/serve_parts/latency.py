@@ -3,7 +3,7 @@
     .venv/bin/python bench/serve.py latency [--payload 256] [--rounds N]
 
 Beside the time that decoding and the network take for one image alone, in a process of their own on
-the same core. The one client is a bare socket, since a client's own work is not the server's; beside
+the same core. The one client is a bare socket, as a client's own work is not the server's; beside
 it the same with aiohttp as the client. Asked for: p50 at one client within 2 ms of it, also right
 after a burst; p99 at half of full load, an open loop, at most 3 times it.
 
