@@ -14,6 +14,7 @@ import hashlib
 import io
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,12 +29,13 @@ from monitoring.outlier import OutlierModel, bank_rows
 from monitoring.records import Record, to_table
 from serve_parts.figures import begin, parser_of
 from serve_parts.pace import full_load
-from serve_parts.payloads import images, model_of
+from serve_parts.payloads import ROOT, images, model_of
 from serve_parts.raw import BATCH, load_predictor
 from serve_parts.servers import SERVER_CORE, plumbline
 from service.batcher import Answer
 from service.decoding import Admitted
 from service.recording import make_record
+from service.serving import WORKER_ENVIRONMENT
 
 MOST_SHARE = 0.02
 FLUSH_BATCHES = 20
@@ -42,6 +44,13 @@ WATCHING = ("outlier score", "record", "record file")
 
 def main() -> None:
     """Measure and print."""
+    if not WORKER_ENVIRONMENT.items() <= os.environ.items():
+        # The allocator is set when a process starts, and workers have it set.
+        os.execve(
+            sys.executable,
+            [sys.executable, str(ROOT / "bench" / "serve.py"), "steps", *sys.argv[1:]],
+            {**os.environ, **WORKER_ENVIRONMENT},
+        )
     figures, options = begin("steps", parser_of(__doc__), payload="640")
     os.sched_setaffinity(0, {SERVER_CORE})
     predictor = load_predictor(options.home, model_of(options.payload))
