@@ -170,7 +170,7 @@ def _read_parquet(path: Path, delimiter: str) -> tuple[list[str], list[list[str]
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(path, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is no readable Parquet file: {error}") from error
     columns = [

@@ -15,7 +15,9 @@ import pyarrow, pyarrow.parquet
 table = pyarrow.Table.from_pylist([{"id": "a", "time": datetime.datetime.now(), "values": [1.0]}])
 file = io.BytesIO()
 pyarrow.parquet.write_table(table, file, compression="zstd")
-assert pyarrow.parquet.read_table(io.BytesIO(file.getvalue())).num_rows == 1
+# Arrow's threads may still begin when so short a process ends, and abort it (apache/arrow 34314).
+read = pyarrow.parquet.read_table(io.BytesIO(file.getvalue()), use_threads=False)
+assert read.num_rows == 1
 print("pandas" in sys.modules)
 """
 
