@@ -174,10 +174,11 @@ def properties(pixels: Pixels) -> ImageProperties:
     height, width = luma.shape
     cells = _averages(height, 8) @ luma @ _averages(width, 9).T  # 8 x 9
     edges = _laplacian(luma).ravel()
-    mean = float(cells.mean())
+    mean = float(cells.sum()) / cells.size
     values = np.subtract(luma, np.float32(mean), out=luma).ravel()
     # 64 comparisons of neighbours; rounded, as errors of sums are no difference in a plain area.
-    bits = np.diff(np.rint(cells), axis=1) > 0
+    whole = np.rint(cells)
+    bits = whole[:, 1:] > whole[:, :-1]
     return ImageProperties(
         brightness=mean / 255,
         contrast=math.sqrt(float(np.dot(values, values)) / values.size) / 255,
