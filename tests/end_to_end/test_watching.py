@@ -274,7 +274,8 @@ def test_labels_of_dark_images_make_a_challenger(
         ask = ("retrain", "--why", "a test")
         few = run_plumbline(*ask, home=home, check=False)
         assert (few.returncode, "120 images with new labels" in few.stderr) == (1, True)
-        done = run_plumbline(*ask, home=home, retrain_least_labels="100")
+        wanted = {"retrain_least_labels": "100", "retrain_trusted_clients": "this-machine"}
+        done = run_plumbline(*ask, home=home, **wanted)
         assert "newest labelled production images" in done.stdout
         assert httpx.get(f"{server.url}/v1/model").json()["version"] in trained.tag
     listed = json.loads(run_plumbline("models", "list", "--json", home=home).stdout)
