@@ -19,7 +19,8 @@ from model.errors import PlumblineError
 from model.state import retrainings
 from model.store import ModelStore
 from monitoring.alarm import Alarm
-from monitoring.labels import BEGINNING, Counted, LabelCounter, forget_unjoined
+from monitoring.label_count import Counted
+from monitoring.labels import BEGINNING, LabelCounter, forget_unjoined
 from monitoring.prior_shift import LEAST_IMAGES
 from monitoring.retrain import Comparison, learned_until
 from monitoring.retraining_images import remove_unneeded

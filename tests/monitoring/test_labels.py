@@ -14,13 +14,8 @@ import pytest
 
 from model.state import feedback, write_transaction
 from monitoring.image_store import FOLDERS
-from monitoring.labels import (
-    BEGINNING,
-    Answered,
-    LabelCounter,
-    count_images,
-    labelled_images,
-)
+from monitoring.label_count import Answered, count_images
+from monitoring.labels import BEGINNING, LabelCounter, labelled_images
 from monitoring.records import write_records
 from monitoring.settings import THIS_MACHINE, MonitoringSettings
 
