@@ -107,7 +107,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 if method == b"CONNECT":
                     self._refuse(_no_tunnel())
                     return
-                first = b" ".join((method, self.url, b"HTTP/1.1\r\n"))
+                version = b"HTTP/%s\r\n" % self.parser.get_http_version().encode()
+                first = b" ".join((method, self.url, version))
                 others = [its for its in self.headers if its[0] != b"upgrade"]
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as before

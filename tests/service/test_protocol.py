@@ -412,6 +412,14 @@ def test_a_web_socket_is_a_request_as_every_other(head, status, open_door):
     assert len(header_of(answer, b"x-request-id")) == 32
 
 
+def test_an_older_client_with_such_a_wish_is_answered_as_one(open_door):
+    with open_door() as door, connect(door) as connection:
+        connection.sendall(b"GET /livez HTTP/1.0\r\nHost: localhost\r\n" + H2C + b"\r\n")
+        answer = rest_of(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert header_of(answer, b"connection") == "close"
+
+
 def test_a_tunnel_is_refused(open_door, counts):
     with open_door() as door, connect(door) as connection:
         connection.sendall(b"CONNECT example.org:80 HTTP/1.1\r\nHost: example.org\r\n\r\n" + GET)
