@@ -45,9 +45,9 @@ from model.store import ModelStore
 from monitoring.accuracy import NORMAL_95
 from monitoring.class_priors import FloatArray
 from monitoring.discrepancy import write_discrepancy
+from monitoring.sampling import usual_sampler
 from monitoring.streams import logits_of, streams_of
 from monitoring.truth import truth_arrays
-from monitoring.watch import usual_sampler
 
 _MEASURED_OF = "The self-check and the gates of the engines were measured of"
 _REWRITTEN = (

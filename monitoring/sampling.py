@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monitoring.settings import MonitoringSettings
+
 BLOCK = 20  # images within which dependence is measured
 LAGS = 8  # images apart that are compared within a block
 FAR_LAGS = 150  # and across blocks
@@ -436,3 +438,18 @@ def _forget(known: Counter[str], its: str) -> None:
         known[its] = left
     else:
         known.pop(its)  # several times as fast as to delete it
+
+
+def new_sampler(settings: MonitoringSettings) -> Sampler:
+    """The rule that production and reference are sampled by."""
+    return Sampler(
+        window_images=settings.sample_window_images,
+        near_bits=settings.sample_near_bits,
+        client_images=settings.sample_client_images,
+        client_seconds=settings.sample_client_seconds,
+    )
+
+
+def usual_sampler() -> Sampler:
+    """That rule by the defaults of the settings, whatever this process is set to."""
+    return new_sampler(MonitoringSettings.model_construct())

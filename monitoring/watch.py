@@ -28,7 +28,7 @@ from monitoring.predictions import Predictions
 from monitoring.prior_shift import untold
 from monitoring.promise import LEAST_DEPENDENCE_IMAGES, Promise
 from monitoring.rows import COMPARED, Rows, rows_of
-from monitoring.sampling import BLOCK, Arrival, Sampler
+from monitoring.sampling import BLOCK, Arrival, Sampler, new_sampler
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import (
     components_of,
@@ -457,18 +457,3 @@ def _kept_discrepancy(bundle: Bundle, reference: Images) -> Discrepancy | None:
     except BundleError as error:  # nothing is lost by it but a second
         log.warning("%s; the monitor draws its own", error)
         return None
-
-
-def new_sampler(settings: MonitoringSettings) -> Sampler:
-    """The rule that production and reference are sampled by."""
-    return Sampler(
-        window_images=settings.sample_window_images,
-        near_bits=settings.sample_near_bits,
-        client_images=settings.sample_client_images,
-        client_seconds=settings.sample_client_seconds,
-    )
-
-
-def usual_sampler() -> Sampler:
-    """That rule by the defaults of the settings, whatever this process is set to."""
-    return new_sampler(MonitoringSettings.model_construct())

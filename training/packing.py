@@ -35,8 +35,8 @@ from model.store import ModelStore
 from model.whole_embedding import WholeEmbedding
 from monitoring.discrepancy import write_discrepancy
 from monitoring.outlier import BANK_LIMIT, NEIGHBOURS
+from monitoring.sampling import usual_sampler
 from monitoring.truth import truth_arrays
-from monitoring.watch import usual_sampler
 from training.conformal import summarise_sets
 from training.cross_fitting import FOLDS
 from training.deciding import Decided, decide_by, is_cross_fitted, labels_before_flags

@@ -28,9 +28,9 @@ from model.store import ModelStore
 from monitor_parts.figures import Figures, parser_of
 from monitoring.monitor import Monitor
 from monitoring.records import SCHEMA
+from monitoring.sampling import new_sampler
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import reference_records
-from monitoring.watch import new_sampler
 
 FILE_RECORDS, FILES_AT_ONCE = 2_000, 5
 CLIENTS = 5_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,14 +24,15 @@ from model.bundle import (
 )
 from model.conformal_sets import ConformalSets
 from model.decision import Calibration, Thresholds, probabilities, softmax
+from model.settings import ModelSettings
 from model.store import ModelStore
 from monitoring.discrepancy import write_discrepancy
 from monitoring.evidence import STREAMS
 from monitoring.outlier import RECORD_COMPONENTS
 from monitoring.records import Record, write_records
 from monitoring.samples import Sample
+from monitoring.sampling import usual_sampler
 from monitoring.truth import truth_arrays
-from monitoring.watch import usual_sampler
 
 START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 CLASSES = ("circle", "square", "star")
@@ -247,3 +249,13 @@ def champion(store, make_manifest, fill_bundle, of_world):
         return store.load(store.promote(f"shapes:{version}"))
 
     return make
+
+
+@pytest.fixture
+def store_on_postgresql(tmp_path, postgresql):
+    """In sessions far from UTC."""
+    url = postgresql.new_database(timezone="Asia/Kolkata")
+    store = ModelStore(ModelSettings(home=tmp_path / "home", state_url=url))
+    yield store
+    store.state.dispose()
+    gc.collect()

@@ -8,8 +8,8 @@ import pytest
 
 from monitoring.adjusted_version import make_adjusted_version
 from monitoring.discrepancy import load_discrepancy
+from monitoring.sampling import usual_sampler
 from monitoring.streams import components_of, reference_records
-from monitoring.watch import usual_sampler
 
 CLASSES = ("circle", "square", "star")
 SHARES = (0.6, 0.3, 0.1)

@@ -18,10 +18,9 @@ from monitoring.discrepancy import (
     load_discrepancy,
     null_sizes,
 )
-from monitoring.sampling import Sampler
+from monitoring.sampling import Sampler, new_sampler, usual_sampler
 from monitoring.settings import MonitoringSettings
 from monitoring.streams import components_of, reference_records
-from monitoring.watch import new_sampler, usual_sampler
 
 IMAGES = 1_500
 

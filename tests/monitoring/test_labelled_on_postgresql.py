@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 
-from model.settings import ModelSettings
-from model.store import ModelStore
 from tests.monitoring import test_labelled as of_labels
 
 # Commands end with their process, and so do their connections: here they outlive them.
@@ -21,10 +17,5 @@ test_a_crash = of_labels.test_a_label_is_neither_lost_nor_counted_twice_by_a_cra
 
 
 @pytest.fixture
-def store(tmp_path, postgresql):
-    """In sessions far from UTC."""
-    url = postgresql.new_database(timezone="Asia/Kolkata")
-    store = ModelStore(ModelSettings(home=tmp_path / "home", state_url=url))
-    yield store
-    store.state.dispose()
-    gc.collect()
+def store(store_on_postgresql):
+    return store_on_postgresql

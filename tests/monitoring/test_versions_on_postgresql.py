@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 
-from model.settings import ModelSettings
-from model.store import ModelStore
 from tests.monitoring import test_adjusted_version as of_adjusting
 from tests.monitoring import test_recalibration as of_recalibration
 
@@ -29,10 +25,5 @@ test_an_adjusted_challenger = (
 
 
 @pytest.fixture
-def store(tmp_path, postgresql):
-    """In sessions far from UTC."""
-    url = postgresql.new_database(timezone="Asia/Kolkata")
-    store = ModelStore(ModelSettings(home=tmp_path / "home", state_url=url))
-    yield store
-    store.state.dispose()
-    gc.collect()
+def store(store_on_postgresql):
+    return store_on_postgresql

@@ -19,8 +19,8 @@ from model.network import create_network
 from model.whole_embedding import WholeEmbedding
 from monitoring.discrepancy import load_discrepancy, null_sizes
 from monitoring.outlier import KNN_AND_VIM, OutlierModel
+from monitoring.sampling import usual_sampler
 from monitoring.streams import components_of, reference_records
-from monitoring.watch import usual_sampler
 from training import engine_runs, gates
 from training.deciding import _calibrate, _tune, decide_by
 from training.evaluate import Decider
